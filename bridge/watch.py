@@ -1,0 +1,408 @@
+"""A monitor attached to a running optimizer: the user's loop does not change.
+
+Hooks on ``optimizer.step`` read what the laws need before and after it (gradients as clipped and accumulated by then), hooks on
+normalisations capture their variances. Trajectories go to disk as the run goes; in memory there are a few numbers per charge.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noetherflow.bridge.bundles import Bundle, entries
+from noetherflow.bridge.capture import Capture
+from noetherflow.bridge.findings import report_of, unique_names
+from noetherflow.bridge.monitor import Monitor
+from noetherflow.bridge.optimizers import rule_of
+from noetherflow.bridge.sabotage import Sabotage
+from noetherflow.bridge.state import State, check
+from noetherflow.bridge.trace import Loss, first_tensor, trace
+from noetherflow.errors import RunError, TraceError
+from noetherflow.numeric.recorder import Recorder
+from noetherflow.numeric.report import Report
+from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.laws import Laws, derive
+from noetherflow.symbolic.symmetries import Absorber
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss = None,
+    example_inputs: Any = None,
+    *,
+    directory: Path | str | None = None,
+    record_every: int = 1,
+    settings: Mapping[str, str] | None = None,
+    sabotage: Sabotage | str | None = None,
+) -> Watch:
+    """Watch every law of a model while its own training loop runs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In training mode, on any device.
+    optimizer : torch.optim.Optimizer
+        Holding exactly the model's trainable parameters.
+    loss : None, str, nn.Module or callable
+        As for `noetherflow.trace`: None checks what holds for every loss; "cross_entropy" adds what holds for that one.
+    example_inputs : tensor or tuple, optional
+        What the forward pass takes. Without it the first forward pass inside the loop is taken.
+    directory : path, optional
+        Where trajectories are written; a new folder under the system's temporary one if absent (see ``run.directory``).
+    record_every : int
+        Write one row every so many steps; every step is checked in any case.
+    settings : mapping of str to str, optional
+        What a report should say about the run.
+    sabotage : Sabotage or str, optional
+        Break the laws on purpose, to see the verdict fail.
+
+    Returns
+    -------
+    Watch
+        A context manager; ``run.report()`` inside or after it.
+
+    Raises
+    ------
+    RunError, RuleError, TraceError
+        Before the run, if it cannot be watched. `RunError` at the first step, if the loop's loss is not the one named here.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> with watch(model, optimizer, example_inputs=torch.zeros(8, 3).double()) as run:
+    ...     for _ in range(5):
+    ...         optimizer.zero_grad()
+    ...         model(torch.randn(8, 3).double()).square().mean().backward()
+    ...         optimizer.step()
+    >>> run.report().holds
+    True
+    """
+    chosen = Sabotage(sabotage) if isinstance(sabotage, str) else sabotage
+    inputs = example_inputs if isinstance(example_inputs, tuple) or example_inputs is None else (example_inputs,)
+    run = Watch(model, optimizer, loss, inputs, directory, record_every, dict(settings or {}), chosen)
+    run.prepare()
+    return run
+
+
+@dataclass
+class Watch:
+    """A watched run; made by `watch`.
+
+    Attributes
+    ----------
+    graph : ArchitectureGraph
+    laws : Laws
+    directory : Path
+        Where trajectories are written.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    example_inputs: tuple[Any, ...] | None
+    where: Path | str | None
+    record_every: int
+    settings: dict[str, str]
+    sabotage: Sabotage | None
+    graph: ArchitectureGraph = field(default_factory=ArchitectureGraph)
+    directory: Path = field(default_factory=Path)
+    _handles: list[Any] = field(default_factory=list)
+    _recorder: Recorder | None = None
+    _monitor: Monitor | None = None
+    _laws: Laws | None = None
+    _pending: dict[str, Any] | None = None
+    _logit_sum: float | None = None
+    _unseen: dict[str, str] = field(default_factory=dict)
+    _last_recorded: int | None = None
+
+    # --- before the run
+
+    def prepare(self) -> None:
+        """Check the pair, and trace and derive if inputs are known."""
+        check(self.model, self.optimizer)
+        self.directory = _folder(self.where)
+        if self.example_inputs is not None:
+            self._derive(self.example_inputs)
+
+    @property
+    def laws(self) -> Laws:
+        """The laws that are watched."""
+        if self._laws is None:
+            raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
+        return self._laws
+
+    @property
+    def monitor(self) -> Monitor:
+        """Predictions and tallies."""
+        if self._monitor is None:
+            raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
+        return self._monitor
+
+    def _derive(self, inputs: Sequence[Any]) -> None:
+        self.graph = trace(self.model, *inputs, loss=self.loss)
+        laws = derive(self.graph, rule_of(self.optimizer))
+        self._laws = laws
+        members = [self.sabotage.law(law) for law in laws] if self.sabotage else list(laws)
+        if not members:
+            raise RunError(
+                "No conservation law was found for this model, so there is nothing to watch. "
+                f"Opaque operations: {dict(laws.opaque) or 'none'}."
+            )
+        names = tuple(dict.fromkeys(name for law in members for name in law.symmetry.parameters))
+        state = State(self.model, self.optimizer, names)
+        sign = self.sabotage.sign if self.sabotage else 1.0
+        self._monitor = Monitor(members, state, gradient_lengths(self.graph), sign=sign)
+        self._capture = Capture(self.model, self._captured_modules(members), self._producing_modules(members))
+        if self._pending is not None:
+            self._monitor.load_state_dict(self._pending)
+        if self.sabotage:
+            self.sabotage.run(self.model, self.optimizer)
+
+    def _note_autocast(self, model: nn.Module, args: Any) -> None:
+        kind = next(self.model.parameters()).device.type
+        if torch.is_autocast_enabled(kind):
+            self.monitor.compute_in(torch.get_autocast_dtype(kind))
+
+    def _captured_modules(self, members: Sequence[Any]) -> list[tuple[str, int]]:
+        """(module, calls) for each normalisation; one that no module makes cannot be captured."""
+        needed: dict[str, None] = {}
+        known = dict(self.model.named_modules())
+        for law in members:
+            for site in law.symmetry.absorbers:
+                if hasattr(known.get(site.module), "eps"):
+                    needed[site.module] = None
+                elif site in law.symmetry.breaking:
+                    self._unseen[law.name] = f"the normalisation at '{site.node}' is not a module, so its variance cannot be captured"
+        self._nodes = {path: [n for n in self.graph.topological_order() if self._is_norm(n, path)] for path in needed}
+        return [(path, max(1, len(self._nodes[path]))) for path in needed]
+
+    def _producing_modules(self, members: Sequence[Any]) -> list[str]:
+        """Modules that hold the weights of scales which a normalisation absorbs; `_producers` says which belong to which law."""
+        known = dict(self.model.named_modules())
+        self._producers: dict[int, list[str]] = {}
+        for law in members:
+            if law.symmetry.absorbers and not law.linear:
+                uses = [node for name in law.symmetry.parameters for node, _ in self.graph.uses_of(name)]
+                paths = dict.fromkeys(self.graph.nodes[node]["module"] for node in uses)
+                self._producers[law.symmetry.number] = [path for path in paths if path in known]
+        return list(dict.fromkeys(path for paths in self._producers.values() for path in paths))
+
+    def _is_norm(self, node: str, path: str) -> bool:
+        data = self.graph.nodes[node]
+        return bool(data["module"] == path and data["operation"].endswith("_norm"))
+
+    # --- the run
+
+    def __enter__(self) -> Watch:
+        if self._monitor is None:
+            self._handles.append(self.model.register_forward_pre_hook(self._first_forward, with_kwargs=True))
+        else:
+            self._attach()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._monitor is not None and kind is None:
+            self._monitor.finish()
+            self._record()
+        self.close()
+
+    def close(self) -> None:
+        """Take all hooks off and close the files; the report stays available."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._monitor is not None:
+            self._capture.detach()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+    def _first_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs:
+            raise RunError(
+                f"The forward pass takes keyword arguments {sorted(kwargs)}; pass example_inputs to watch, or call it by position."
+            )
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._derive(args)
+        self._attach()
+
+    def _attach(self) -> None:
+        monitor = self.monitor
+        columns = {name: sum(b.size for b in monitor.bundles) for name in ("measured", "predicted", "bound")}
+        resumed = monitor.started
+        if resumed and (self.directory / "meta.json").exists():
+            self._recorder = Recorder.resume(self.directory, columns=columns, from_step=monitor.step + 1)
+        else:
+            self._recorder = Recorder(self.directory, columns, self._families(), settings=self.settings, overwrite=self.where is None)
+        self._capture.attach()
+        self._handles.append(self.model.register_forward_pre_hook(self._note_autocast))
+        self._handles.append(self.optimizer.register_step_pre_hook(self._before))
+        self._handles.append(self.optimizer.register_step_post_hook(self._after))
+        if self.loss is not None and self._logit_axis() is not None:
+            self._handles.append(self.model.register_forward_hook(self._watch_logits))
+
+    def _families(self) -> list[dict[str, object]]:
+        names = unique_names([law.name for b in self.monitor.bundles for law in b.laws])
+        sizes = [entries(law) for b in self.monitor.bundles for law in b.laws]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [{"name": n, "start": start, "count": size} for n, start, size in zip(names, starts, sizes, strict=True)]
+
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(callable(a) for a in (*args[1:], *kwargs.values())):
+            raise RunError("optimizer.step(closure) computes gradients inside the step. Call the closure yourself, then optimizer.step().")
+        monitor = self.monitor
+        missing = monitor.state.missing_gradients()
+        if missing:
+            raise RunError(
+                f"No gradient for {missing[:6]} at step {monitor.step}: torch skips such parameters. Freeze them, or use them in the loss."
+            )
+        self._check_loss()
+        if self.sabotage:
+            self.sabotage.gradients(self.model)
+        hyper = monitor.state.hyperparameters(first=not monitor.state.has_buffers())
+        if self.sabotage:
+            hyper = self.sabotage.hyperparameters(hyper)
+        if not monitor.started:
+            monitor.begin(hyper)
+            self._record()
+        monitor.before_step(hyper, self._sources)
+        if self.sabotage:
+            self.sabotage.predictions(monitor.predictions)
+
+    def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.monitor.after_step()
+        self._capture.clear()
+        self._capture.measuring = self.monitor.refreshes
+        if self.monitor.after and self.monitor.step % self.record_every == 0:
+            self._record()
+        elif not self.monitor.after and (self.monitor.step - 1) % self.record_every == 0 and self.monitor.step > 1:
+            self._record(self.monitor.step - 1)
+
+    def _record(self, step: int | None = None) -> None:
+        if self._recorder is None or not self.monitor.started:
+            return
+        tallies, z = self.monitor.tallies, self.monitor.confidence
+        columns = {
+            "measured": torch.cat([t.measured for t in tallies]),
+            "predicted": torch.cat([t.predicted for t in tallies]),
+            "bound": torch.cat([t.deviation for t in tallies]) * z,
+        }
+        at = self.monitor.step if step is None else step
+        if self._last_recorded is None or at > self._last_recorded:
+            self._recorder.record(at, {name: column.cpu().numpy() for name, column in columns.items()})
+            self._last_recorded = at
+
+    # --- what the run tells besides the optimizer's state
+
+    def _sources(self, b: Bundle) -> tuple[Tensor, Tensor]:
+        """(predicted current; squares that rounding acts on at normalisations, in three rows) of every charge of a bundle."""
+        device = next(self.model.parameters()).device
+        current = torch.zeros(b.size, dtype=torch.float64, device=device)
+        vanishing = torch.zeros((3, b.size), dtype=torch.float64, device=device)
+        for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
+            for site in law.symmetry.absorbers:
+                self._add_site(law, site, current[start:stop], vanishing[:, start:stop])
+        return current, vanishing
+
+    def _add_site(self, law: Any, site: Absorber, current: Tensor, vanishing: Tensor) -> None:  # vanishing: three rows
+        nodes = self._nodes.get(site.module)
+        if nodes is None:
+            return
+        call = nodes.index(site.node)
+        noise = self._capture.noise(site.module, call)
+        if noise is not None:
+            sums, elements = (noise.shift_sums, noise.shift_elements) if law.linear else (noise.scale_sums, noise.scale_elements)
+            vanishing[0] += float(site.coefficient) ** 2 * _placed(site, sums)
+            vanishing[1] += float(site.coefficient) ** 2 * _placed(site, elements)
+            inputs = [self._capture.input_squares.get(path, 0.0) for path in self._producers.get(law.symmetry.number, ())]
+            vanishing[2] += float(site.coefficient) ** 2 * max(inputs, default=0.0) * _placed(site, noise.weight_sums)
+        if site in law.symmetry.breaking and not (self.sabotage and self.sabotage.ignores_currents):
+            found = self._capture.current(site.module, call)
+            if found is None:
+                self._unseen[law.name] = f"nothing was captured at '{site.module}'"
+            else:
+                current += float(site.coefficient) * _placed(site, found)
+
+    def _logit_axis(self) -> int | None:
+        last = self.graph.topological_order()[-1]
+        if self.graph.nodes[last]["operation"] != "cross_entropy":
+            return None
+        return int(self.graph.nodes[last]["attributes"].get("axis", 1))
+
+    def _watch_logits(self, model: nn.Module, args: Any, output: Any) -> None:
+        axis = self._logit_axis()
+        try:
+            logits = first_tensor(output)
+        except TraceError:
+            return
+        if self.monitor.step or axis is None or not logits.requires_grad:
+            return
+
+        def backward(gradient: Tensor) -> None:
+            total, size = gradient.double().sum(axis).abs().max(), gradient.double().abs().sum(axis).max()
+            self._logit_sum = float(total / size) if size > 0 else 0.0
+
+        logits.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def _check_loss(self) -> None:
+        """Cross-entropy's gradient sums to zero over the classes; one that does not is another loss's."""
+        if self._logit_sum is not None and self._logit_sum > 0.02:
+            raise RunError(
+                "The loop's loss is not the cross-entropy that was named: its gradient at the logits does not sum to zero over the classes "
+                f"(relative sum {self._logit_sum:.2g}). Name the loss that is used, or loss=None for what holds for every loss.",
+                relative_sum=self._logit_sum,
+            )
+
+    # --- after it
+
+    def report(self) -> Report:
+        """The verdict so far: every law, its residual against its bound, and the budget of what moved it."""
+        if self._recorder is not None:
+            self._recorder.flush()
+        return report_of(self.monitor, self.laws, self.graph, self.directory, self.settings, self._unseen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, to be stored beside the model's and the optimizer's states."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored state; call before entering the watch, with the same model, optimizer and directory."""
+        if self._monitor is None:
+            self._pending = dict(state)
+        else:
+            self._monitor.load_state_dict(state)
+
+
+def _folder(where: Path | str | None) -> Path:
+    return Path(tempfile.mkdtemp(prefix="noetherflow-")) if where is None else Path(where)
+
+
+def _placed(site: Absorber, channels: Tensor) -> Tensor:
+    """A vector over a normalisation's channels, summed onto the family's indices."""
+    block = site.patch.view(channels)
+    rest = [d for d in range(block.dim()) if d not in site.places]
+    block = block.permute([*site.places, *rest])
+    summed: Tensor = block.reshape(*block.shape[: len(site.places)], -1).sum(-1).reshape(-1)
+    return summed
+
+
+def gradient_lengths(graph: ArchitectureGraph) -> dict[str, int]:
+    """For each parameter, how many products a gradient entry sums at most: the elements of the result over those of its own output axis."""
+    out: dict[str, int] = {}
+    for name, parameter in graph.parameters.items():
+        for node, _ in graph.uses_of(name):
+            sizes = [s for s in graph.nodes[node]["shape"] if isinstance(s, int)]
+            own = parameter.shape[0] if parameter.shape and isinstance(parameter.shape[0], int) else 1
+            out[name] = max(out.get(name, 1), int(torch.tensor(sizes).prod()) // max(int(own), 1) if sizes else 1)
+    return out

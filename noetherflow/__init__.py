@@ -1,0 +1,73 @@
+"""noetherflow: the conservation laws of learning, derived with SymPy and verified on real training runs.
+
+The front door is lazy (PEP 562): a name is looked up in `_FRONT_DOOR` and its module imported when the name is first used, so
+that ``import noetherflow`` imports neither torch nor SymPy.
+
+>>> import noetherflow as nf
+>>> nf.__version__
+'0.1.0'
+"""
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    # The same table once more, for type checkers and editors, which never run `__getattr__`.
+    from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.verify import verify
+    from noetherflow.bridge.watch import watch
+    from noetherflow.numeric import data, models
+    from noetherflow.symbolic import rules
+    from noetherflow.symbolic.gauge import symmetries
+    from noetherflow.symbolic.graph import ArchitectureGraph
+    from noetherflow.symbolic.laws import derive
+
+__version__: Final = "0.1.0"
+
+__all__ = [
+    "ArchitectureGraph",
+    "__version__",
+    "data",
+    "derive",
+    "models",
+    "rule_of",
+    "rules",
+    "symmetries",
+    "trace",
+    "verify",
+    "watch",
+]
+
+# Public name -> (module, attribute); an empty attribute means the module itself.
+_FRONT_DOOR: Final = MappingProxyType(
+    {
+        "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
+        "data": ("noetherflow.numeric.data", ""),
+        "derive": ("noetherflow.symbolic.laws", "derive"),
+        "models": ("noetherflow.numeric.models", ""),
+        "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
+        "rules": ("noetherflow.symbolic.rules", ""),
+        "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
+        "trace": ("noetherflow.bridge.trace", "trace"),
+        "verify": ("noetherflow.bridge.verify", "verify"),
+        "watch": ("noetherflow.bridge.watch", "watch"),
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module behind a public name when it is first used, and keep the result."""
+    if name not in _FRONT_DOOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Its public names are: {', '.join(sorted(_FRONT_DOOR))}.")
+    module_name, attribute = _FRONT_DOOR[name]
+    module = importlib.import_module(module_name)
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, whether or not they have been imported yet."""
+    return sorted({*globals(), *_FRONT_DOOR})

@@ -1,0 +1,49 @@
+"""The continuous-time limit of a balance law: η → 0 at fixed t = η · step.
+
+Momentum relaxes in a few steps, which take no time in the limit: K sits at the fixed point of its own recursion. What is left of
+(Q' - Q)/η is the flow. Source: own (derived here from the discrete law, so that the two cannot disagree); the momentum factor
+(1 - τ)/(1 - μ) is that of tanaka2021noether, section 3.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from noetherflow.symbolic.balance import CHARGE, Balance
+
+TIME = sp.Symbol("t", nonnegative=True)
+
+
+def gradient_flow(balance: Balance) -> sp.Eq:
+    """dQ/dt as η → 0, exact in the limit; the error of using it at finite η is O(η) at fixed t.
+
+    Returns
+    -------
+    sympy.Eq
+        ``Derivative(Q(t), t) == ...`` in the hyper-parameters, Q and the current J.
+
+    Examples
+    --------
+    >>> from noetherflow.symbolic.balance import derive_balance
+    >>> from noetherflow.symbolic.rules import sgd_form
+    >>> gradient_flow(derive_balance((sgd_form(momentum=False, nesterov=False, maximize=False),), False, True))
+    Eq(Derivative(Q(t), t), -J - 2*lambda*Q(t))
+    """
+    rate = balance.forms[0].rate if len(balance.forms) == 1 else sp.Symbol("eta", real=True)
+    ratios = _ratios(balance, rate)
+    moves = sp.Add(*balance.charge_terms.values())
+    moves += sp.Add(*(balance.momentum_in_charge[k] * _at_rest(balance, k, ratios, rate) for k in balance.momenta))
+    first_order = sp.expand(moves.xreplace(ratios)).coeff(rate, 1)
+    q = sp.Function("Q")(TIME)
+    return sp.Eq(sp.Derivative(q, TIME), sp.factor_terms(sp.simplify(first_order)).subs(CHARGE, q))
+
+
+def _ratios(balance: Balance, rate: sp.Symbol) -> dict[sp.Symbol, sp.Expr]:
+    if len(balance.forms) == 1:
+        return {}
+    return {sp.Symbol(f"{rate.name}_{p}", real=True): rate * sp.Symbol(f"r_{p}", positive=True) for p in range(len(balance.forms))}
+
+
+def _at_rest(balance: Balance, k: sp.Symbol, ratios: dict[sp.Symbol, sp.Expr], rate: sp.Symbol) -> sp.Expr:
+    terms = sp.expand(sp.Add(*balance.momentum_terms[k].values()).xreplace(ratios)).coeff(rate, 0)
+    return terms / (1 - balance.momentum_factor[k])

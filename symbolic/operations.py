@@ -1,0 +1,92 @@
+"""The vocabulary of operations: standard names and the slots that each one reads.
+
+Names are the field's own. What a symmetry may do at an operation is said elsewhere (`noetherflow.symbolic.gauge_rules`); a test holds
+the two tables against each other. An operation that is not listed here can be in a graph; nothing passes it, and results name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Slots of an operation: those it must have, those it may have, and whether it takes any number of numbered ones."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    variadic: bool = False
+
+    def accepts(self, slots: Iterable[str]) -> bool:
+        """Whether these slots fit."""
+        given = set(slots)
+        if self.variadic:
+            return bool(given) and all(slot.isdigit() for slot in given)
+        return set(self.required) <= given <= {*self.required, *self.optional}
+
+    def describe(self) -> str:
+        """The slots in words, for error messages."""
+        if self.variadic:
+            return "numbered slots '0', '1', ..."
+        return f"{list(self.required)}" + (f" and optionally {list(self.optional)}" if self.optional else "")
+
+
+_unary = Operation(("input",))
+_binary = Operation(("input", "other"))
+_affine = Operation(("input", "weight"), ("bias",))
+_loss = Operation(("input",), ("target", "weight"))
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    # ends
+    "input": Operation(()),
+    "constant": Operation(()),
+    "parameter": Operation(("weight",)),
+    "output": Operation((), variadic=True),
+    # multilinear in activations and parameters
+    "linear": _affine,
+    "convolution": _affine,
+    "transposed_convolution": _affine,
+    "add": _binary,
+    "subtract": _binary,
+    "multiply": _binary,
+    "matmul": _binary,
+    "negate": _unary,
+    "scale": _unary,
+    "sum": _unary,
+    "mean": _unary,
+    # positively homogeneous
+    "relu": _unary,
+    "leaky_relu": _unary,
+    "prelu": Operation(("input", "weight")),
+    "absolute": _unary,
+    "power": _unary,
+    "dropout": _unary,
+    # bounded or curved
+    "relu6": _unary,
+    "tanh": _unary,
+    "gelu": _unary,
+    "silu": _unary,
+    "sigmoid": _unary,
+    "softplus": _unary,
+    # windows
+    "max_pool": _unary,
+    "average_pool": _unary,
+    "adaptive_average_pool": _unary,
+    "adaptive_max_pool": _unary,
+    # normalisation
+    "batch_norm": Operation(("input",), ("weight", "bias")),
+    "softmax": _unary,
+    "log_softmax": _unary,
+    # shapes
+    "identity": _unary,
+    "reshape": _unary,
+    "permute": _unary,
+    "expand": _unary,
+    "slice": _unary,
+    "concatenate": Operation((), variadic=True),
+    # losses
+    "cross_entropy": _loss,
+    "mean_square": _loss,
+}
