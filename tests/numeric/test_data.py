@@ -83,18 +83,21 @@ def test_idx_is_read_back(tmp_path: Path, shape: tuple[int, ...], packed: bool) 
     np.testing.assert_array_equal(read_idx(tmp_path / "file"), values)
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"\0\0\x0d\x01\0\0\0\x01\0",
-        b"\0\0\x08\x03\0\0",
-        idx_bytes(np.zeros(5, np.uint8))[:-1],
-        idx_bytes(np.zeros(5, np.uint8)) + b"\0",
-        gzip.compress(idx_bytes(np.zeros(5, np.uint8)))[:-9],
-        gzip.compress(b"x" * 500)[:12] + b"garbage",
-    ],
-)
+WHOLE = idx_bytes(np.zeros(5, np.uint8))
+
+# Named, since the bytes of a gzip file hold the time at which it was made.
+DAMAGED = {
+    "empty": b"",
+    "of floats": b"\0\0\x0d\x01\0\0\0\x01\0",
+    "no sizes": b"\0\0\x08\x03\0\0",
+    "cut short": WHOLE[:-1],
+    "too long": WHOLE + b"\0",
+    "gzip cut short": gzip.compress(WHOLE)[:-9],
+    "gzip of garbage": gzip.compress(b"x" * 500)[:12] + b"garbage",
+}
+
+
+@pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_idx_file_is_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "file").write_bytes(raw)
     with pytest.raises(DataError, match="file"):
