@@ -35,21 +35,20 @@ def test_a_model_takes_the_images_it_asks_for(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODELS))
-def test_a_model_learns(name: str) -> None:
+def test_a_model_learns_a_batch_by_heart(name: str) -> None:
     without_noise = {"dropout": 0.0} if name.startswith("vgg") else {}
     model = build(name, seed=0, **SMALL.get(name, {}), **without_noise)
-    # The plain VGG is the slowest to start: without normalisation its signals shrink through 16 layers.
-    rate, steps = (0.05, 120) if name == "vgg16" else (0.03, 40)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    losses = []
-    for inputs, labels in batches(name, 32, steps):
+    # Adam: the plain VGG's signals shrink through 16 layers, and plain SGD leaves the plateau when rounding decides.
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ((inputs, labels),) = batches(name, 16, 1)
+    for _ in range(400):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    # Guessing costs log 10 = 2.30.
-    assert sum(losses[-10:]) / 10 < 1.9
+        if loss.item() < 1.0:  # guessing costs log 10 = 2.30
+            return
+    pytest.fail(f"the loss is still {loss.item():.2f} after 400 steps on one batch")
 
 
 def test_counts_of_parameters_are_the_published_ones() -> None:
