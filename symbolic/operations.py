@@ -36,6 +36,8 @@ class Operation:
 _unary = Operation(("input",))
 _binary = Operation(("input", "other"))
 _affine = Operation(("input", "weight"), ("bias",))
+_normed = Operation(("input",), ("weight", "bias"))
+_recurrent = Operation(("input", "weight_ih", "weight_hh"), ("bias_ih", "bias_hh"))
 _loss = Operation(("input",), ("target", "weight"))
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -51,11 +53,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "add": _binary,
     "subtract": _binary,
     "multiply": _binary,
+    "divide": _binary,
     "matmul": _binary,
+    "einsum": Operation((), variadic=True),
     "negate": _unary,
     "scale": _unary,
     "sum": _unary,
     "mean": _unary,
+    "embedding": Operation(("weight",), ("input",)),
     # positively homogeneous
     "relu": _unary,
     "leaky_relu": _unary,
@@ -63,6 +68,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "absolute": _unary,
     "power": _unary,
     "dropout": _unary,
+    "masked": _unary,
+    "maximum": _binary,
+    "minimum": _binary,
+    "select": _binary,
     # bounded or curved
     "relu6": _unary,
     "tanh": _unary,
@@ -70,15 +79,37 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "silu": _unary,
     "sigmoid": _unary,
     "softplus": _unary,
-    # windows
+    "exponential": _unary,
+    "logarithm": _unary,
+    "sine": _unary,
+    "cosine": _unary,
+    "error_function": _unary,
+    "hard_sigmoid": _unary,
+    "hard_swish": _unary,
+    "elu": _unary,
+    "mish": _unary,
+    "clamp": _unary,
+    # positions, and windows over them
     "max_pool": _unary,
     "average_pool": _unary,
     "adaptive_average_pool": _unary,
     "adaptive_max_pool": _unary,
+    "rearrange": _unary,
     # normalisation
-    "batch_norm": Operation(("input",), ("weight", "bias")),
+    "batch_norm": _normed,
+    "layer_norm": _normed,
+    "rms_norm": _normed,
+    "group_norm": _normed,
+    "instance_norm": _normed,
+    "unit_norm": _unary,
+    "weight_norm": Operation(("direction", "magnitude")),
     "softmax": _unary,
     "log_softmax": _unary,
+    # attention and recurrence
+    "attention": Operation(("query", "key", "value"), ("mask",)),
+    "rotary": Operation(("input",), ("cosine", "sine")),
+    "lstm_layer": _recurrent,
+    "gru_layer": _recurrent,
     # shapes
     "identity": _unary,
     "reshape": _unary,
