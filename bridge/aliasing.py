@@ -24,7 +24,9 @@ def memory_of(tensor: Any) -> int | None:
 def mutates(target: Any) -> bool:
     """Whether an operation, or any operation of a nested graph, writes into its arguments."""
     if isinstance(target, torch.fx.GraphModule):
-        return any(mutates(node.target) for node in target.graph.nodes if node.op == "call_function")
+        nodes = target.graph.nodes
+        nested = (getattr(target, node.target, None) for node in nodes if node.op == "get_attr")
+        return any(mutates(node.target) for node in nodes if node.op == "call_function") or any(map(mutates, nested))
     schema = getattr(target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 

@@ -1,258 +1,298 @@
-"""How the operations of `torch.export` are named in an architecture graph: one entry per ATen operation.
+"""How the operations of `torch.export` are named in an architecture graph: functions of single elements, sums and products.
 
-An entry reads the operation's arguments by the names of its schema and says which standard operation it is, which arguments fill which
-slots, and which attributes its gauge rule needs. An ATen operation without an entry is kept under its own name, and is opaque.
+One entry per ATen operation. One without an entry, here or in the tables of shapes and blocks, is kept under its own name, and is opaque.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from string import ascii_letters
 from typing import Any, Final
 
+from noetherflow.bridge.reading import Arguments, Reader, Readers, Reading, broadcast, common_shape, is_number, scaled, shape_of
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A standard operation, its slots (values are export nodes, constants or None) and its attributes."""
-
-    operation: str
-    slots: Mapping[str, Any]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+READERS: Final = Readers()
 
 
-Arguments = Mapping[str, Any]
-Reader = Callable[[Arguments], Reading | None]
-READERS: Final[dict[str, Reader]] = {}
+def _unary(operation: str, **attributes: Any) -> Reader:
+    return lambda a: Reading(operation, {"input": a.subject}, attributes)
 
 
-def reads(*names: str) -> Callable[[Reader], Reader]:
-    """Register a reader for ATen operations, named without overload ("relu") or with it ("max.dim")."""
-
-    def register(function: Reader) -> Reader:
-        READERS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def read(name: str, overload: str, arguments: Arguments) -> Reading | None:
-    """The reading of one call, or None if the table has none for it."""
-    reader = READERS.get(f"{name}.{overload}") or READERS.get(name)
-    return reader(arguments) if reader else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _first(a: Arguments) -> Any:
-    return a.get("self", a.get("input", a.get("x")))
-
-
-def _unary(operation: str) -> Reader:
-    return lambda a: Reading(operation, {"input": _first(a)})
-
-
-for _names, _operation in {
-    ("relu",): "relu",
-    ("leaky_relu",): "leaky_relu",
-    ("tanh",): "tanh",
-    ("gelu",): "gelu",
-    ("silu",): "silu",
-    ("sigmoid",): "sigmoid",
-    ("softplus",): "softplus",
-    ("relu6",): "relu6",
-    ("abs",): "absolute",
-    ("neg",): "negate",
-    ("flatten", "reshape", "view", "_unsafe_view", "unsqueeze", "squeeze", "unflatten", "view_as", "reshape_as"): "reshape",
-    ("contiguous", "clone", "alias", "lift_fresh_copy"): "identity",
-    ("expand", "expand_as", "broadcast_to"): "expand",
+for _name, _operation in {
+    "relu": "relu",
+    "leaky_relu": "leaky_relu",
+    "tanh": "tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "sigmoid": "sigmoid",
+    "softplus": "softplus",
+    "relu6": "relu6",
+    "exp": "exponential",
+    "log": "logarithm",
+    "sin": "sine",
+    "cos": "cosine",
+    "erf": "error_function",
+    "special_erf": "error_function",
+    "hardsigmoid": "hard_sigmoid",
+    "hardswish": "hard_swish",
+    "elu": "elu",
+    "selu": "elu",
+    "celu": "elu",
+    "mish": "mish",
+    "abs": "absolute",
+    "neg": "negate",
+    "contiguous": "identity",
+    "clone": "identity",
+    "alias": "identity",
+    "lift_fresh_copy": "identity",
+    "to": "identity",
+    "_to_copy": "identity",
+    "type_as": "identity",
 }.items():
-    READERS.update(dict.fromkeys(_names, _unary(_operation)))
+    READERS[_name] = _unary(_operation)
+
+for _name, _exponent in {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}.items():
+    READERS[_name] = _unary("power", exponent=_exponent)
 
 
-@reads("to", "_to_copy", "type_as")
-def _cast(a: Arguments) -> Reading | None:
-    return Reading("identity", {"input": _first(a)})
+@READERS.reads("pow.Tensor_Scalar")
+def _power(a: Arguments) -> Reading | None:
+    return Reading("power", {"input": a["self"]}, {"exponent": a["exponent"]}) if is_number(a["exponent"]) else None
 
 
-@reads("hardtanh")
+@READERS.reads("hardtanh")
 def _hardtanh(a: Arguments) -> Reading:
-    return Reading("relu6", {"input": a["self"]})
+    bounds = {"min": a["min_val"], "max": a["max_val"]}
+    return Reading("relu6", {"input": a["self"]}) if (*bounds.values(),) == (0, 6) else Reading("clamp", {"input": a["self"]}, bounds)
 
 
-@reads("prelu")
+@READERS.reads("clamp", "clip", "clamp_min", "clamp_max")
+def _clamp(a: Arguments) -> Reading | None:
+    bounds = {"min": a.get("min"), "max": a.get("max")}
+    if not all(bound is None or is_number(bound) for bound in bounds.values()):
+        return None
+    if bounds == {"min": 0, "max": None}:
+        return Reading("relu", {"input": a["self"]})
+    return Reading("clamp", {"input": a["self"]}, bounds)
+
+
+@READERS.reads("prelu")
 def _prelu(a: Arguments) -> Reading:
     return Reading("prelu", {"input": a["self"], "weight": a["weight"]})
 
 
-@reads("pow.Tensor_Scalar")
-def _power(a: Arguments) -> Reading | None:
-    return Reading("power", {"input": a["self"]}, {"exponent": a["exponent"]}) if _is_number(a["exponent"]) else None
+@READERS.reads("glu")
+def _glu(a: Arguments) -> Reading:
+    dim = a["dim"] % len(a.shape)
+    length = a.shape[dim]
+    value, gate = (Reading("slice", {"input": a["self"]}, {"dim": dim, "start": i * length, "length": length}, a.shape) for i in (0, 1))
+    return Reading("multiply", {"input": value, "other": Reading("sigmoid", {"input": gate}, shape=a.shape)})
 
 
-@reads("square")
-def _square(a: Arguments) -> Reading:
-    return Reading("power", {"input": a["self"]}, {"exponent": 2})
-
-
-@reads("dropout", "feature_dropout")
+@READERS.reads("dropout", "feature_dropout")
 def _dropout(a: Arguments) -> Reading:
     active = a["train"] and a["p"]
-    return Reading("dropout", {"input": _first(a)}, {"p": a["p"]}) if active else Reading("identity", {"input": _first(a)})
+    return Reading("dropout", {"input": a.subject}, {"p": a["p"]}) if active else Reading("identity", {"input": a.subject})
 
 
-@reads("alpha_dropout", "feature_alpha_dropout")
+@READERS.reads("alpha_dropout", "feature_alpha_dropout")
 def _alpha_dropout(a: Arguments) -> Reading | None:
-    return None if a["train"] and a["p"] else Reading("identity", {"input": _first(a)})  # what is dropped becomes a constant, not zero
+    return None if a["train"] and a["p"] else Reading("identity", {"input": a.subject})  # what is dropped becomes a constant, not zero
 
 
-@reads("view.dtype")
-def _reinterpreted(a: Arguments) -> Reading | None:
-    return None  # the same bits as another type
+# --- tensors that take only their shape, or nothing, from what they are called on
 
 
-# --- multilinear
+@READERS.reads(
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
+    *("zero.default", "fill.Scalar", "uniform.default", "normal.default", "exponential.default", "bernoulli.float", "bernoulli.p"),
+)
+def _filled(a: Arguments) -> Reading:
+    return Reading("constant", {})
 
 
-@reads("linear")
-def _linear(a: Arguments) -> Reading:
-    return Reading("linear", {"input": a["input"], "weight": a["weight"], "bias": a["bias"]})
+# --- choices by data
 
 
-@reads("conv1d", "conv2d", "conv3d")
-def _convolution(a: Arguments) -> Reading:
-    slots = {"input": a["input"], "weight": a["weight"], "bias": a["bias"]}
-    return Reading("convolution", slots, {"groups": a["groups"], "stride": a["stride"], "padding": a["padding"], "dilation": a["dilation"]})
+@READERS.reads("masked_fill.Scalar")
+def _masked(a: Arguments) -> Reading | None:
+    return Reading("masked", {"input": broadcast(a["self"], a.shape)}, {"value": a["value"]}, data=(a["mask"],))
 
 
-@reads("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _transposed(a: Arguments) -> Reading:
-    slots = {"input": a["input"], "weight": a["weight"], "bias": a["bias"]}
-    return Reading("transposed_convolution", slots, {"groups": a["groups"], "stride": a["stride"], "padding": a["padding"]})
+@READERS.reads("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
+def _where(a: Arguments) -> Reading | None:
+    x, y = a["self"], a["other"]
+    numbers = [value for value in (x, y) if is_number(value)]
+    tensors = [broadcast(value, a.shape) for value in (x, y) if not is_number(value)]
+    if not numbers:
+        return Reading("select", dict(zip(("input", "other"), tensors, strict=True)), data=(a["condition"],))
+    return Reading("masked", {"input": tensors[0]}, {"value": numbers[0]}, data=(a["condition"],)) if tensors else None
 
 
-@reads("add")
+@READERS.reads("tril", "triu")
+def _triangle(a: Arguments) -> Reading:
+    return Reading("masked", {"input": a["self"]}, {"value": 0.0})
+
+
+@READERS.reads("maximum", "max.other")
+def _maximum(a: Arguments) -> Reading:
+    return Reading("maximum", {"input": a["self"], "other": a["other"]})
+
+
+@READERS.reads("minimum", "min.other")
+def _minimum(a: Arguments) -> Reading:
+    return Reading("minimum", {"input": a["self"], "other": a["other"]})
+
+
+# --- sums
+
+
+def _sum_of(operation: str, first: Any, second: Any, factor: Any) -> Reading | None:
+    """`first ± factor * second`; None where the factor is no number that scales."""
+    if is_number(second):
+        second, factor = second * factor, 1
+    return Reading(operation, {"input": first, "other": scaled(second, factor)}) if factor else None
+
+
+@READERS.reads("add")
 def _add(a: Arguments) -> Reading | None:
-    return Reading("add", {"input": a["self"], "other": a["other"]}) if a.get("alpha", 1) == 1 else None
+    return _sum_of("add", a["self"], a["other"], a.get("alpha", 1))
 
 
-@reads("sub")
+@READERS.reads("sub", "subtract")
 def _subtract(a: Arguments) -> Reading | None:
-    return Reading("subtract", {"input": a["self"], "other": a["other"]}) if a.get("alpha", 1) == 1 else None
+    return _sum_of("subtract", a["self"], a["other"], a.get("alpha", 1))
 
 
-@reads("mul")
-def _multiply(a: Arguments) -> Reading | None:
-    if _is_number(a["other"]):
-        return Reading("scale", {"input": a["self"]}, {"factor": a["other"]}) if a["other"] else None
-    return Reading("multiply", {"input": a["self"], "other": a["other"]})
+@READERS.reads("rsub")
+def _subtract_from(a: Arguments) -> Reading | None:
+    return _sum_of("subtract", a["other"], a["self"], a.get("alpha", 1))
 
 
-@reads("div")
-def _divide(a: Arguments) -> Reading | None:
-    if _is_number(a["other"]) and a["other"] and not a.get("rounding_mode"):
-        return Reading("scale", {"input": a["self"]}, {"factor": 1 / a["other"]})
-    return None
-
-
-@reads("matmul", "bmm", "mm")
-def _matmul(a: Arguments) -> Reading:
-    return Reading("matmul", {"input": a["self"], "other": a.get("other", a.get("mat2"))})
-
-
-@reads("sum.dim_IntList", "sum.default")
+@READERS.reads("sum.dim_IntList", "sum.default")
 def _sum(a: Arguments) -> Reading:
     return Reading("sum", {"input": a["self"]}, _dims(a))
+
+
+@READERS.reads("mean.dim", "mean.default")
+def _mean(a: Arguments) -> Reading:
+    return Reading("mean", {"input": a["self"]}, _dims(a))
 
 
 def _dims(a: Arguments) -> dict[str, Any]:
     return {"dims": list(a["dim"])} if a.get("dim") else {}
 
 
-@reads("mean.dim", "mean.default")
-def _mean(a: Arguments) -> Reading:
-    return Reading("mean", {"input": a["self"]}, _dims(a))
-
-
-# --- windows
-
-
-def _pool(operation: str, dims: int, *, average: bool) -> Reader:
-    def reader(a: Arguments) -> Reading:
-        padded = average and any(_sequence(a.get("padding", 0))) and a.get("count_include_pad", True)
-        uniform = not padded and a.get("divisor_override") is None
-        return Reading(operation, {"input": a["self"]}, {"dims": dims, "uniform": uniform})
-
-    return reader
-
-
-def _sequence(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-for _d in (1, 2, 3):
-    READERS[f"max_pool{_d}d"] = READERS[f"max_pool{_d}d_with_indices"] = _pool("max_pool", _d, average=False)
-    READERS[f"adaptive_max_pool{_d}d"] = _pool("adaptive_max_pool", _d, average=False)
-    READERS[f"avg_pool{_d}d"] = _pool("average_pool", _d, average=True)
-    READERS[f"adaptive_avg_pool{_d}d"] = _pool("adaptive_average_pool", _d, average=True)
-
-
-# --- normalisation
-
-
-@reads("batch_norm")
-def _batch_norm(a: Arguments) -> Reading:
-    slots = {"input": a["input"], "weight": a["weight"], "bias": a["bias"]}
-    return Reading("batch_norm", slots, {"training": bool(a["training"]), "eps": a["eps"]})
-
-
-@reads("softmax", "_softmax", "log_softmax", "_log_softmax")
-def _softmax(a: Arguments) -> Reading:
-    return Reading("softmax", {"input": a["self"]}, {"dim": a["dim"]})
-
-
-# --- shapes
-
-
-@reads("permute")
-def _permute(a: Arguments) -> Reading:
-    return Reading("permute", {"input": a["self"]}, {"dims": [d % len(a["dims"]) for d in a["dims"]]})
-
-
-@reads("transpose.int", "t")
-def _transpose(a: Arguments) -> Reading:
-    rank = a["self"].meta["val"].dim()
-    dims = list(range(rank))
-    i, j = (a["dim0"] % rank, a["dim1"] % rank) if "dim0" in a else (0, rank - 1)
-    dims[i], dims[j] = dims[j], dims[i]
-    return Reading("permute", {"input": a["self"]}, {"dims": dims})
-
-
-@reads("cat")
-def _concatenate(a: Arguments) -> Reading:
-    return Reading("concatenate", {str(i): t for i, t in enumerate(a["tensors"])}, {"dim": a["dim"]})
-
-
-@reads("slice.Tensor")
-def _slice(a: Arguments) -> Reading | None:
-    size = a["self"].meta["val"].shape[a["dim"]]
-    start, stop, _ = slice(a["start"], a["end"]).indices(size)
-    if a["step"] != 1 or stop <= start:
+@READERS.reads("var.correction", "std.correction")
+def _variance(a: Arguments) -> Reading | None:
+    """The mean of (x - mean)²: of a population, with no degree of freedom taken off."""
+    x, shape = a["self"], shape_of(a["self"])
+    if a["correction"] != 0 or not a["dim"] or not a["keepdim"]:
         return None
-    if stop - start == size:
-        return Reading("identity", {"input": a["self"]})
-    return Reading("slice", {"input": a["self"]}, {"dim": a["dim"], "start": start, "length": stop - start})
+    dims = {"dims": list(a["dim"])}
+    centred = Reading("subtract", {"input": x, "other": Reading("mean", {"input": x}, dims, a.shape)}, shape=shape)
+    variance = Reading("mean", {"input": Reading("power", {"input": centred}, {"exponent": 2}, shape)}, dims, a.shape)
+    return variance if a.name == "var" else Reading("power", {"input": variance}, {"exponent": 0.5})
 
 
-# --- losses
+@READERS.reads("linalg_vector_norm", "norm.ScalarOpt_dim")
+def _length(a: Arguments) -> Reading | None:
+    order, dim = a.get("ord", a.get("p")), a["dim"]
+    if order not in (None, 2) or not dim:
+        return None
+    squares = Reading("power", {"input": a.subject}, {"exponent": 2}, shape_of(a.subject))
+    return Reading("power", {"input": Reading("sum", {"input": squares}, _dims(a), a.shape)}, {"exponent": 0.5})
 
 
-@reads("cross_entropy_loss")
-def _cross_entropy(a: Arguments) -> Reading:
-    return Reading("cross_entropy", {"input": a["self"], "target": a["target"], "weight": a["weight"]})
+# --- products
 
 
-@reads("mse_loss")
-def _mean_square(a: Arguments) -> Reading:
-    return Reading("mean_square", {"input": a["self"], "target": a["target"]})
+@READERS.reads("mul", "multiply")
+def _multiply(a: Arguments) -> Reading | None:
+    if is_number(a["other"]):
+        return Reading("scale", {"input": a["self"]}, {"factor": a["other"]}) if a["other"] else None
+    return Reading("multiply", {"input": a["self"], "other": a["other"]})
+
+
+@READERS.reads("div", "divide", "true_divide")
+def _divide(a: Arguments) -> Reading | None:
+    if a.get("rounding_mode"):
+        return None
+    if is_number(a["other"]):
+        return Reading("scale", {"input": a["self"]}, {"factor": 1 / a["other"]}) if a["other"] else None
+    return Reading("divide", {"input": a["self"], "other": a["other"]})
+
+
+@READERS.reads("addcmul", "addcdiv")
+def _add_product(a: Arguments) -> Reading | None:
+    shape = common_shape(a["tensor1"], a["tensor2"])
+    operation = "multiply" if a.name == "addcmul" else "divide"
+    product = Reading(operation, {"input": a["tensor1"], "other": a["tensor2"]}, shape=shape)
+    return _sum_of("add", a["self"], product, a["value"])
+
+
+@READERS.reads("lerp")
+def _interpolate(a: Arguments) -> Reading | None:
+    start, end, weight = a["self"], a["end"], a["weight"]
+    if shape_of(start) != shape_of(end):
+        return None
+    way = Reading("subtract", {"input": end, "other": start}, shape=shape_of(start))
+    if is_number(weight):
+        return _sum_of("add", start, way, weight)
+    shape = common_shape(weight, way)
+    return Reading("add", {"input": start, "other": Reading("multiply", {"input": way, "other": weight}, shape=shape)})
+
+
+@READERS.reads("linear")
+def _linear(a: Arguments) -> Reading:
+    return Reading("linear", {"input": a["input"], "weight": a["weight"], "bias": a["bias"]})
+
+
+@READERS.reads("matmul", "bmm", "mm")
+def _matmul(a: Arguments) -> Reading:
+    return Reading("matmul", {"input": a["self"], "other": a.get("other", a.get("mat2"))})
+
+
+@READERS.reads("addmm", "baddbmm")
+def _add_matmul(a: Arguments) -> Reading | None:
+    bias, left, right = a["self"], a.get("mat1", a.get("batch1")), a.get("mat2", a.get("batch2"))
+    if a["beta"] == a["alpha"] == 1 and a.name == "addmm" and len(shape_of(bias)) == 1 and shape_of(bias) == a.shape[-1:]:
+        return Reading("linear", {"input": left, "weight": right, "bias": bias}, {"transposed": True})
+    if not a["beta"] or not a["alpha"]:
+        return None
+    product = Reading("matmul", {"input": left, "other": right}, shape=a.shape)
+    return Reading("add", {"input": scaled(bias, a["beta"]), "other": scaled(product, a["alpha"])})
+
+
+@READERS.reads("einsum")
+def _einsum(a: Arguments) -> Reading | None:
+    shapes = [shape_of(tensor) for tensor in a["tensors"]]
+    equation = written_out(a["equation"], [len(shape) for shape in shapes])
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(equation.partition("->")[0].split(","), shapes, strict=True):
+        if any(sizes.setdefault(letter, size) != size for letter, size in zip(letters, shape, strict=True)):
+            return None  # torch also broadcasts sizes of one
+    return Reading("einsum", {str(i): tensor for i, tensor in enumerate(a["tensors"])}, {"equation": equation})
+
+
+def written_out(equation: str, ranks: list[int]) -> str:
+    """An einsum equation without spaces and ellipses, its result named.
+
+    Examples
+    --------
+    >>> written_out("...ij, jk", [3, 2]), written_out("bh...,h->b...", [3, 1])
+    ('aij,jk->aik', 'bha,h->ba')
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    counts = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True) if "..." in term]
+    dots = free[: max(counts, default=0)]
+    written = [
+        term.replace("...", "".join(dots[len(dots) - rank + len(term.replace("...", "")) :]))
+        for term, rank in zip(terms, ranks, strict=True)
+    ]
+    if not arrow:
+        letters = "".join(terms).replace("...", "")
+        right = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
+    return f"{','.join(written)}->{right.replace('...', ''.join(dots))}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from noetherflow.bridge.bundles import Bundle, entries
 from noetherflow.bridge.kernels_torch import Reducer, Request, reduce
 from noetherflow.symbolic.laws import Law
-from noetherflow.symbolic.symmetries import Action, Patch
+from noetherflow.symbolic.actions import Action, Patch
 
 Slot = tuple[int, int, str]  # bundle, position of the group, quantity
 Tensors = Mapping[str, Tensor]

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
+    from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.distance import distance
+    from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.rebalance import rebalance
+    from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.watch import watch
@@ -29,12 +34,17 @@ __version__: Final = "0.1.0"
 __all__ = [
     "ArchitectureGraph",
     "__version__",
+    "canonical",
     "data",
     "derive",
+    "distance",
+    "fold_gains",
     "models",
+    "rebalance",
     "rule_of",
     "rules",
     "symmetries",
+    "teleport",
     "trace",
     "verify",
     "watch",
@@ -44,12 +54,17 @@ __all__ = [
 _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
+        "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
+        "distance": ("noetherflow.bridge.distance", "distance"),
+        "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "models": ("noetherflow.numeric.models", ""),
+        "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
         "rules": ("noetherflow.symbolic.rules", ""),
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
+        "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "watch": ("noetherflow.bridge.watch", "watch"),

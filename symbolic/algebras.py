@@ -1,75 +1,323 @@
-"""Which families are matrix algebras: where every operation that touches an index is linear in it, GL(n) acts, not only the diagonal.
+"""Matrix algebras: along which indices more acts than a diagonal.
 
-A pattern with weights +1 and -1 on one index extends from diag(a) to any matrix X (by X on weights +1, by -X^T on weights -1) exactly if
-every primitive that carries it either contracts the index between two tensors, hands it from one tensor to the result, or adds tensors.
-A function of every element, a product that keeps the index in both factors, a window maximum or a normalisation breaks it down to the
-diagonal.
+Along an index of size n the network may be symmetric under all of GL(n), or under rotations only. For an antisymmetric or off-diagonal
+matrix X every tensor that carries the index either carries X too or nothing, so carriers fall into connected components:
+
+    contract    two operands contracted: X on one, -X^T on the other; handed to the result: X on both; a gain g in between: g X g^-1 behind it
+    add         X on all addends and the result
+    apply       a linear function hands X on, no other does
+    normalize   |x| bears rotations along the normalised index, and those that fix (1, ..., 1) if it centres
+    turn        rotations of pairs bear rotations of pairs
+
+A component that meets nothing which forbids it is an algebra: gl(n) if signs agree and nothing asks for rotations, else so(n).
+
+Source: own; the single cases are in ainsworth2023git, ashkboos2024slicegpt.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import combinations
+
+from noetherflow.symbolic.axes import Identity
 from noetherflow.symbolic.families import Family
-from noetherflow.symbolic.primitives import Add, Apply, Contract, Join, Normalize, Pin, Primitive, Program, Term, cells
+from noetherflow.symbolic.linear_systems import Atoms, parameter_cells
+from noetherflow.symbolic.primitives import (
+    Add,
+    Apply,
+    Block,
+    Cell,
+    Contract,
+    Join,
+    Normalize,
+    Pin,
+    Program,
+    Term,
+    Turn,
+    Value,
+    cells,
+    join_cells,
+)
+
+MAX_SPECTATORS = 2
+
+Place = tuple[str, int]
+Gain = tuple[int, Block]
+Dressing = frozenset[tuple[Gain, int]]
+PLAIN: Dressing = frozenset()
 
 
-def matrix_index(program: Program, family: Family) -> int | None:
-    """The atom along which a scale family extends to GL(n), or None.
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """One index of one block of a tensor, on which a matrix may act that depends on the spectators."""
 
-    Other atoms of the family become spectators: one matrix for each of their values.
+    root: int
+    block: Block
+    index: Identity
+    spectators: frozenset[Identity]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What one carrier does if another carries X: X or -X^T (`opposite`), with a gain between them."""
+
+    other: Carrier
+    opposite: bool = False
+    gain: Gain | None = None
+    exponent: int = 0
+
+
+@dataclass(frozen=True)
+class Algebra:
+    """A component of carriers.
+
+    Attributes
+    ----------
+    atom : int
+        The index that is acted upon.
+    spectators : tuple of int
+        Indices that the matrix may depend on.
+    members : mapping of Carrier to (sign, dressing)
+    rotations : bool
+        so(n); otherwise gl(n).
+    centred : bool
+        Only rotations that fix (1, ..., 1).
+    pairs : bool
+        The rotations of RoPE's pairs.
     """
-    if not family.atoms or family.zero_mean or any(abs(c) != 1 for c in family.vector.values()):
+
+    atom: int
+    spectators: Atoms
+    members: Mapping[Carrier, tuple[int, Dressing]]
+    rotations: bool
+    centred: bool
+    pairs: bool
+
+
+def algebras(program: Program) -> list[Algebra]:
+    """Every matrix algebra that moves a parameter, with as many spectators as it can have."""
+    search = _Search(program)
+    for step in program.steps:
+        search.state(step)
+    return list(search.found())
+
+
+def matrix_index(program: Program, found: Sequence[Algebra], family: Family) -> Algebra | None:
+    """The gl(n) whose diagonal a scale family is, or None; other indices of the family are its spectators."""
+    if not family.atoms or family.zero_mean:
         return None
-    if any(len(u.indices) != len(family.atoms) for u in family.vector):
-        return None
-    return next((atom for atom in reversed(family.atoms) if _linear_in(program, family, atom)), None)
+    roots = {value.root for value in program.parameters.values()}
+    signs = {(u.root, u.block, u.indices): c for u, c in family.vector.items() if u.root in roots}
+    for atom in reversed(family.atoms):
+        for algebra in found:
+            same = algebra.atom == atom and sorted((atom, *algebra.spectators)) == sorted(family.atoms)
+            if same and not algebra.rotations and _same_signs(algebra, signs):
+                return algebra
+    return None
 
 
-def _linear_in(program: Program, family: Family, atom: int) -> bool:
-    return all(_passes(program, step, family, atom) for step in program.steps)
+def _same_signs(algebra: Algebra, signs: Mapping[tuple[int, Block, frozenset[Identity]], Fraction]) -> bool:
+    theirs = {(m.root, m.block, m.spectators | {m.index}): sign for m, (sign, _) in algebra.members.items()}
+    return signs.keys() == theirs.keys() and {signs[where] * sign for where, sign in theirs.items()} in ({1}, {-1})
 
 
-def _passes(program: Program, step: Primitive, family: Family, atom: int) -> bool:
-    match step:
-        case Contract():
-            terms = (step.out, *step.operands)
-            return all(_contract_passes(step, row) for row in _touched(program, terms, family, atom))
-        case Apply():
-            return step.factor is not None or not any(True for _ in _touched(program, (step.out, step.operand), family, atom))
-        case Normalize():
-            return not any(True for _ in _touched(program, (step.operand,), family, atom))
-        case Add() | Pin():
-            return True
-        case Join():
-            whole = Term(step.whole, tuple(str(i) if axis else None for i, axis in enumerate(step.whole.axes)))
-            return not any(True for _ in _touched(program, (whole,), family, atom))
+@dataclass
+class _Search:
+    program: Program
+    edges: dict[Carrier, list[Edge]] = field(default_factory=lambda: defaultdict(list))
+    forbidden: set[Carrier] = field(default_factory=set)
+    normed: set[Carrier] = field(default_factory=set)
+    centred: set[Carrier] = field(default_factory=set)
+    paired: set[Carrier] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.roots = {value.root for value in self.program.parameters.values() if not value.fixed}
+        self.atoms: dict[Carrier, tuple[int, Atoms]] = {}
+        self.wanted: set[tuple[int, Atoms]] = set()
+        for _, _, _, leaves, _ in parameter_cells(self.program):
+            for leaf in leaves:
+                others = sorted({other.atom for other in leaves if other.atom != leaf.atom})
+                for size in range(MAX_SPECTATORS + 1):
+                    self.wanted.update((leaf.atom, chosen) for chosen in combinations(others, size))
+        self._rotating = {atom for atom, _ in self.wanted}
+        self._useful = self._rotating | {atom for _, chosen in self.wanted for atom in chosen}
+
+    # --- what each primitive says
+
+    def state(self, step: object) -> None:
+        """Add the relations of one primitive."""
+        table = self.program.table
+        match step:
+            case Contract():
+                for row in cells(table, (step.out, *step.operands)):
+                    self._contract(step, row)
+            case Add():
+                for row in cells(table, (step.out, *step.operands)):
+                    self._alike((step.out, *step.operands), row, everywhere=True)
+            case Apply():
+                for row in cells(table, (step.out, step.operand)):
+                    self._alike((step.out, step.operand), row, everywhere=step.factor is not None, allowed=step.factor is not None)
+            case Normalize():
+                for row in cells(table, (step.out, step.operand)):
+                    self._normalize(step, row)
+            case Turn():
+                for row in cells(table, (step.out, step.operand)):
+                    self._turn(step, row)
+            case Join():
+                for whole, cell, piece in join_cells(table, step):
+                    self._alike((_bare(step.whole), _bare(piece)), [whole, cell], everywhere=True)
+            case Pin():
+                for row in cells(table, (_labelled(step.value),)):
+                    self._alike((_labelled(step.value),), row, everywhere=True, allowed=False)
+
+    def _contract(self, step: Contract, row: Sequence[Cell]) -> None:
+        terms = (step.out, *step.operands)
+        for place, spectators in self._positions(row):
+            holders = [i for i, cell in enumerate(row) if place in cell.leaves]
+            carriers = {i: self._carrier(terms[i], row[i], place, spectators) for i in holders}
+            gain = next((i for i in holders if i and _is_gain(terms[i], row[i], place, spectators)), None) if len(holders) == 3 else None
+            rest = [i for i in holders if i != gain]
+            if not step.linear or len(rest) != 2 or (gain is not None and 0 not in rest):
+                self._forbid(carriers.values())
+                continue
+            first, second = (carriers[i] for i in rest)
+            if gain is not None:
+                self._forbid([carriers[gain]])
+                where = terms[gain].value.root, row[gain].block
+                self._join(second, first, gain=where)
+            else:
+                self._join(first, second, opposite=0 not in rest)
+
+    def _alike(self, terms: Sequence[Term], row: Sequence[Cell], *, everywhere: bool, allowed: bool = True) -> None:
+        for place, spectators in self._positions(row):
+            carriers = [self._carrier(t, cell, place, spectators) for t, cell in zip(terms, row, strict=True) if place in cell.leaves]
+            if not allowed or (everywhere and len(carriers) != len(terms)):
+                self._forbid(carriers)
+                continue
+            for other in carriers[1:]:
+                self._join(carriers[0], other)
+
+    def _normalize(self, step: Normalize, row: Sequence[Cell]) -> None:
+        for place, spectators in self._positions(row):
+            pair = [self._carrier(t, cell, place, spectators) for t, cell in zip((step.out, step.operand), row, strict=True)]
+            if not step.scale or place[0] not in step.over:
+                self._forbid(pair)
+                continue
+            self._join(*pair)
+            found = {carrier for carrier in pair if carrier is not None}
+            self.normed |= found
+            self.centred |= found if step.shift else set()
+
+    def _turn(self, step: Turn, row: Sequence[Cell]) -> None:
+        for place, spectators in self._positions(row):
+            pair = [self._carrier(t, cell, place, spectators) for t, cell in zip((step.out, step.operand), row, strict=True)]
+            if place[0] != step.pair:
+                self._forbid(pair)
+                continue
+            self._join(*pair)
+            self.paired |= {carrier for carrier in pair if carrier is not None}
+
+    def _positions(self, row: Sequence[Cell]) -> Iterator[tuple[Place, frozenset[Place]]]:
+        atoms = {place: leaf.atom for cell in row for place, leaf in cell.leaves.items() if leaf.atom in self._useful}
+        for place, atom in atoms.items():
+            if atom in self._rotating:
+                others = [p for p, a in atoms.items() if a != atom]
+                for size in range(MAX_SPECTATORS + 1):
+                    for chosen in combinations(others, size):
+                        if (atom, tuple(sorted(atoms[p] for p in chosen))) in self.wanted:
+                            yield place, frozenset(chosen)
+
+    def _carrier(self, term: Term, cell: Cell, place: Place, spectators: frozenset[Place]) -> Carrier | None:
+        """The carrier of one term; None where it cannot act."""
+        if term.value.fixed or not spectators <= cell.leaves.keys():
+            return None
+        leaf = cell.leaves[place]
+        carrier = Carrier(term.value.root, cell.block, leaf.identity, frozenset(cell.leaves[p].identity for p in spectators))
+        self.atoms.setdefault(carrier, (leaf.atom, tuple(sorted(cell.leaves[p].atom for p in spectators))))
+        return carrier
+
+    def _forbid(self, carriers: object) -> None:
+        self.forbidden.update(c for c in carriers if c is not None)  # type: ignore[attr-defined]
+
+    def _join(self, a: Carrier | None, b: Carrier | None, *, opposite: bool = False, gain: Gain | None = None) -> None:
+        if a is None or b is None:
+            self._forbid([a, b])
+            return
+        self.edges[a].append(Edge(b, opposite, gain, 1))
+        self.edges[b].append(Edge(a, opposite, gain, -1))
+
+    # --- components
+
+    def found(self) -> Iterator[Algebra]:
+        """Components that nothing forbids, those with most spectators first."""
+        seen: set[Carrier] = set()
+        covered: set[tuple[int, Block, Identity]] = set()
+        starts = [c for c in self.atoms if c.root in self.roots and c not in self.forbidden]
+        for start in sorted(starts, key=lambda c: -len(c.spectators)):
+            if start in seen:
+                continue
+            component = self._component(start)
+            seen.update(component)
+            places = {(c.root, c.block, c.index) for c in component if c.root in self.roots}
+            if self.forbidden.isdisjoint(component) and not places & covered and (algebra := self._algebra(component)):
+                covered |= places
+                yield algebra
+
+    def _component(self, start: Carrier) -> dict[Carrier, None]:
+        found, pending = {start: None}, [start]
+        while pending:
+            for edge in self.edges[pending.pop()]:
+                if edge.other not in found:
+                    found[edge.other] = None
+                    pending.append(edge.other)
+        return found
+
+    def _algebra(self, component: Mapping[Carrier, None]) -> Algebra | None:
+        members = set(component)
+        anchors = members & (self.normed | self.paired)
+        start = next((c for c in component if c in anchors), next(iter(component)))
+        labels, signed, dressed = self._labelled(start)
+        plain = all(dressing == PLAIN for _, dressing in labels.values())
+        if not dressed or any(labels[c][1] for c in anchors) or (not plain and not anchors & self.normed):
+            return None
+        atom, spectators = self.atoms[start]
+        kept = {c: labels[c] for c in component if c.root in self.roots}
+        return Algebra(atom, spectators, kept, bool(anchors) or not signed, bool(members & self.centred), bool(members & self.paired))
+
+    def _labelled(self, start: Carrier) -> tuple[dict[Carrier, tuple[int, Dressing]], bool, bool]:
+        """Sign and dressing of every carrier, and whether signs and dressings agree along every way."""
+        labels, pending, signed, dressed = {start: (1, PLAIN)}, [start], True, True
+        while pending:
+            here = pending.pop()
+            sign, dressing = labels[here]
+            for edge in self.edges[here]:
+                label = (-sign if edge.opposite else sign, _along(dressing, edge))
+                if edge.other not in labels:
+                    labels[edge.other] = label
+                    pending.append(edge.other)
+                signed &= labels[edge.other][0] == label[0]
+                dressed &= labels[edge.other][1] == label[1]
+        return labels, signed, dressed
 
 
-def _contract_passes(step: Contract, carriers: list[tuple[str, int]]) -> bool:
-    """`carriers`: (label, index of the term) for every term in which the acted-upon index lies; term 0 is the result."""
-    if not step.linear:
-        return False
-    for label in {label for label, _ in carriers}:
-        holders = [number for name, number in carriers if name == label]
-        if len(holders) != 2:  # contracted between two operands, or handed from one operand to the result
-            return False
-    return True
+def _along(dressing: Dressing, edge: Edge) -> Dressing:
+    """Behind a gain g, X acts as g X g^-1; on what is contracted with it, as the inverse transpose."""
+    powers = dict(dressing)
+    if edge.gain is not None:
+        powers[edge.gain] = powers.get(edge.gain, 0) + edge.exponent
+    return frozenset((gain, -p if edge.opposite else p) for gain, p in powers.items() if p)
 
 
-def _touched(program: Program, terms: tuple[Term, ...], family: Family, atom: int) -> list[list[tuple[str, int]]]:
-    roots = {u.root for u in family.vector}
-    if not any(term.value.root in roots for term in terms):
-        return []
-    out = []
-    for row in cells(program.table, terms):
-        carriers: list[tuple[str, int]] = []
-        acted = False
-        for number, (term, cell) in enumerate(zip(terms, row, strict=True)):
-            places = {where for where, leaf in cell.leaves.items() if leaf.atom == atom}
-            carriers.extend((label, number) for label, _ in places)
-            acted |= any(
-                u.root == term.value.root and u.block == cell.block and u.indices & {cell.leaves[w].identity for w in places}
-                for u in family.vector
-            )
-        if acted:
-            out.append(carriers)
-    return out
+def _is_gain(term: Term, cell: Cell, place: Place, spectators: frozenset[Place]) -> bool:
+    return term.value.parameter is not None and cell.leaves.keys() <= spectators | {place}
+
+
+def _bare(value: Value) -> Term:
+    return Term(value, ())
+
+
+def _labelled(value: Value) -> Term:
+    return Term(value, tuple(str(i) if axis else None for i, axis in enumerate(value.axes)))

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 
 import sympy as sp
 
+from noetherflow.symbolic.actions import Action
 from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.graph import Size
-from noetherflow.symbolic.symmetries import Action, Symmetry
+from noetherflow.symbolic.symmetries import Symmetry
 
 ONE = sp.S.One
 

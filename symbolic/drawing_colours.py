@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from noetherflow.symbolic.actions import Index
 from noetherflow.symbolic.graph import Size
-from noetherflow.symbolic.symmetries import Index, Symmetries, Symmetry
+from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 
 __all__ = ["STYLE", "ClassColours"]
 

@@ -109,7 +109,7 @@ def forget(vector: Vector, keep: Atoms, atoms: Mapping[Identity, int]) -> Vector
     """The same pattern acting by functions of fewer indices."""
     out: Vector = {}
     for unknown, coefficient in vector.items():
-        indices = frozenset(i for i in unknown.indices if atoms[i] in keep)
+        indices = frozenset(i for i in unknown.indices if i not in atoms or atoms[i] in keep)  # the mark of an image is no index
         target = Unknown(unknown.root, unknown.block, indices)
         out[target] = out.get(target, Fraction(0)) + coefficient
     return {u: c for u, c in out.items() if c}

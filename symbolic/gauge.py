@@ -2,31 +2,34 @@
 
 1. lower    every operation to primitives, by its gauge rule; an operation without one is opaque and nothing passes it
 2. solve    the scales and the shifts that leave every primitive, hence the network and its loss, unchanged for every batch
-3. gather   solutions into independent families; extend a family to GL(n) where all operations are linear in its index
-4. write    each family as actions on parameters, with the normalisations whose eps breaks it
+3. gather   solutions into independent families; extend a family to GL(n) where all operations are linear in its index, and add the
+            rotations that a normalisation bears
+4. write    each family as actions on parameters, with the normalisations whose eps breaks it (`noetherflow.symbolic.writing`)
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import networkx as nx
-import sympy as sp
 
 from noetherflow.errors import GraphError
-from noetherflow.symbolic.algebras import matrix_index
-from noetherflow.symbolic.axes import Identity, Leaf, Misaligned, Segment
+from noetherflow.symbolic import gauge_blocks, gauge_rules  # noqa: F401  # they fill the table of rules
+from noetherflow.symbolic.algebras import algebras, matrix_index
+from noetherflow.symbolic.annihilated import readers
+from noetherflow.symbolic.axes import Leaf, Misaligned
 from noetherflow.symbolic.families import Family, gather
-from noetherflow.symbolic.gauge_rules import RULES, Call
+from noetherflow.symbolic.gauge_table import RULES, Call
 from noetherflow.symbolic.graph import ArchitectureGraph
-from noetherflow.symbolic.linear_systems import Systems, Unknown, Vector, parameter_cells, solve, wanted_index_sets
-from noetherflow.symbolic.primitives import Block, Normalize, Program, Value, cells
+from noetherflow.symbolic.images import Images, images_in
+from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
+from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
-from noetherflow.symbolic.shifts import data_shifts, shift_equations
-from noetherflow.symbolic.symmetries import INDEX_LETTERS, Absorber, Action, Index, Patch, Symmetries, Symmetry
+from noetherflow.symbolic.shifts import shift_equations
+from noetherflow.symbolic.symmetries import Symmetries
+from noetherflow.symbolic.writing import Writer
 
 
 def symmetries(graph: ArchitectureGraph) -> Symmetries:
@@ -64,14 +67,18 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     """
     program = lower(graph)
     wanted = wanted_index_sets(program)
-    writer = _Writer(program, graph)
+    found = algebras(program)
     scales = _families(program, scale_equations(program, wanted))
-    shifts = _families(program, shift_equations(program, wanted))
-    by_data = [Family(atoms, vector) for atoms, vector in data_shifts(program)]
-    by_shift = [writer.shift(f) for f in [*shifts, *by_data]]
+    shifts = _shift_families(program, wanted)
+    writer = Writer(program, graph, shifts.images)
+    used = {id(f): matrix_index(program, found, f) for f in scales}
+    diagonal = {id(algebra) for algebra in used.values()}
+    by_shift = [writer.shift(f) for f in shifts.families]
     unseen = {(a.parameter, a.patch) for s in by_shift if s.kind == "null" for a in s.actions}
-    by_scale = [s for s in map(writer.scale, scales) if not all((a.parameter, a.patch) in unseen for a in s.actions)]
-    members = by_scale + by_shift
+    by_scale = [writer.scale(f, used[id(f)]) for f in scales]
+    turns = [writer.rotation(algebra) for algebra in found if id(algebra) not in diagonal]
+    members = [s for s in by_scale if not all((a.parameter, a.patch) in unseen for a in s.actions)] + by_shift
+    members += [s for s in (*turns, *map(writer.reader, readers(program))) if s.dimension != 0]
     order = {name: i for i, name in enumerate(graph.parameters)}
     members.sort(key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
     return Symmetries([replace(s, number=i) for i, s in enumerate(members)], program.opaque, writer.axis_classes())
@@ -143,14 +150,35 @@ def _opaque(program: Program, call: Call, why: str) -> Value:
     return program.fresh(call.shape, fixed=True)
 
 
-def _families(program: Program, systems: Systems) -> list[Family]:
-    targets: dict[tuple[int, ...], list[Unknown]] = defaultdict(list)
+@dataclass(frozen=True, slots=True)
+class _Shifts:
+    """Families of shifts, and the images through weights that they name."""
+
+    families: list[Family]
+    images: Images
+
+
+def _shift_families(program: Program, wanted: frozenset[Atoms]) -> _Shifts:
+    systems, images = shift_equations(program, wanted)
+    families = _families(program, systems, images.targets)
+    return _Shifts([f for f in families if not _moves_a_weight_it_passes(f, images)], images)
+
+
+def _moves_a_weight_it_passes(family: Family, images: Images) -> bool:
+    moved = {unknown.root for unknown, c in family.vector.items() if c}
+    return any(images.known[tag].weight in moved for tag in images_in(family.vector))
+
+
+def _families(program: Program, systems: Systems, further: Mapping[Atoms, Sequence[Unknown]] | None = None) -> list[Family]:
+    targets: dict[Atoms, list[Unknown]] = defaultdict(list)
     for _, root, block, leaves, _ in parameter_cells(program):
         for chosen in _distinct_subsets(leaves):
             key = tuple(sorted(leaf.atom for leaf in chosen))
             if key in systems.wanted:
                 systems.atoms.update({leaf.identity: leaf.atom for leaf in chosen})
                 targets[key].append(Unknown(root, block, frozenset(leaf.identity for leaf in chosen)))
+    for key, unknowns in (further or {}).items():
+        targets[key].extend(unknowns)
     solutions = {key: solve(systems.equations.get(key, []), unknowns) for key, unknowns in targets.items()}
     roots = frozenset(value.root for value in program.parameters.values())
     return gather(solutions, systems.equations, systems.atoms, roots)
@@ -162,93 +190,3 @@ def _distinct_subsets(leaves: Sequence[Leaf]) -> Iterator[tuple[Leaf, ...]]:
     for leaf in leaves:
         chosen += [(*c, leaf) for c in chosen if len(c) < 3 and all(leaf.atom != other.atom for other in c)]
     yield from chosen
-
-
-@dataclass
-class _Writer:
-    """Writes families as symmetries: unknowns become actions on patches of parameters."""
-
-    program: Program
-    graph: ArchitectureGraph
-
-    def __post_init__(self) -> None:
-        self._names = {value.root: name for name, value in self.program.parameters.items()}
-        self._patches = {(v.root, block): patch for v in self.program.parameters.values() for block, patch in self._blocks(v)}
-
-    def scale(self, family: Family) -> Symmetry:
-        """A family of scales: diagonal, or a matrix algebra where every operation allows it."""
-        along = matrix_index(self.program, family)
-        atoms = family.atoms if along is None else (*(a for a in family.atoms if a != along), along)
-        actions = self._actions(family, atoms, "scale" if along is None else "matrix")
-        signs = {action.weight > 0 for action in actions}
-        kind = "linear" if along is not None else ("rescale" if len(signs) == 2 else "scale")
-        return self._symmetry(kind, family, atoms, actions)
-
-    def shift(self, family: Family) -> Symmetry:
-        """A family of shifts."""
-        actions = self._actions(family, family.atoms, "shift")
-        whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
-        return self._symmetry("null" if whole else "translation", family, family.atoms, actions)
-
-    def axis_classes(self) -> dict[str, tuple[int, ...]]:
-        """A class number for each axis of each parameter; an axis that is a product or a sum of indices counts as its first."""
-        out = {}
-        for name, value in self.program.parameters.items():
-            firsts = [self.program.table.segments(axis)[0].leaves for axis in value.axes]
-            out[name] = tuple(leaves[0].atom if leaves else -1 for leaves in firsts)
-        return out
-
-    def _symmetry(self, kind: str, family: Family, atoms: tuple[int, ...], actions: tuple[Action, ...]) -> Symmetry:
-        sizes = [self.program.table.atom_size(a) for a in atoms]
-        indices = tuple(zip(INDEX_LETTERS, sizes, strict=False))
-        return Symmetry(kind, indices, actions, tuple(self._absorbers(family, atoms)), family.zero_mean)
-
-    def _actions(self, family: Family, atoms: tuple[int, ...], form: str) -> tuple[Action, ...]:
-        found = []
-        for unknown, coefficient in family.vector.items():
-            if unknown.root not in self._names or not coefficient:
-                continue
-            identities, patch = self._patches[unknown.root, unknown.block]
-            where = _places([d for d, identity in enumerate(identities) if identity in unknown.indices], patch, atoms)
-            found.append(Action(self._names[unknown.root], patch, where, _rational(coefficient), form))  # type: ignore[arg-type]
-        order = list(self.graph.parameters)
-        return tuple(sorted(found, key=lambda a: (order.index(a.parameter), str(a.patch.offsets), a.places)))
-
-    def _blocks(self, value: Value) -> Iterator[tuple[Block, tuple[list[Identity], Patch]]]:
-        per_axis = [self.program.table.segments(axis) for axis in value.axes]
-        for segment in self.program.table.segments(tuple(o for axis in value.axes for o in axis)):
-            chosen = [next(s for s in parts if s.choices <= segment.choices) for parts in per_axis]
-            yield segment.choices, _patch(chosen)
-
-    def _absorbers(self, family: Family, atoms: tuple[int, ...]) -> Iterator[Absorber]:
-        for step in self.program.steps:
-            if isinstance(step, Normalize) and not step.operand.value.fixed:
-                yield from dict.fromkeys(self._absorbed_at(step, family.vector, atoms))  # summands along the batch absorb as one
-
-    def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
-        value, module = step.operand.value, self.graph.nodes[step.node]["module"]
-        kept = [axis for axis, label in zip(value.axes, step.operand.labels, strict=True) if label is not None and label not in step.over]
-        for unknown, coefficient in vector.items():
-            if unknown.root == value.root and coefficient:
-                chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in kept]
-                identities, patch = _patch(chosen)
-                places = _places([d for d, identity in enumerate(identities) if identity in unknown.indices], patch, atoms)
-                yield Absorber(step.node, module, _rational(coefficient), step.eps, patch, places)
-
-
-def _patch(chosen: Sequence[Segment]) -> tuple[list[Identity], Patch]:
-    """The block that one segment of each axis makes, with the identities of its indices."""
-    indices = tuple(Index(a, leaf.size, leaf.stride, leaf.atom) for a, s in enumerate(chosen) for leaf in s.leaves)
-    return [leaf.identity for s in chosen for leaf in s.leaves], Patch(tuple(s.offset for s in chosen), indices)
-
-
-def _places(dims: list[int], patch: Patch, atoms: Sequence[int]) -> tuple[int, ...]:
-    """For each atom of a family the dimension of a patch that carries it; where one atom occurs twice, in the patch's order."""
-    free = list(dims)
-    for atom in atoms:
-        free.append(free.pop(next(i for i, d in enumerate(free) if patch.indices[d].atom == atom)))
-    return tuple(free)
-
-
-def _rational(value: Fraction) -> sp.Rational:
-    return sp.Rational(value.numerator, value.denominator)

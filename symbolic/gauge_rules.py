@@ -1,60 +1,20 @@
-"""One gauge rule per operation: how it is written in primitives.
+"""One gauge rule per operation: how it is written in primitives. Plain operations, element by element, window by window, and losses.
 
-A rule is a function ``rule(program, call) -> Value`` registered under the operation's standard name. It says, through the primitives it
-emits, which changes of its inputs and parameters an operation carries to its output. What a rule cannot write exactly it must refuse by
-raising `Misaligned`: the operation is then opaque, nothing passes it, and the result names it.
+Normalisations, attention and recurrent layers are in `noetherflow.symbolic.gauge_blocks`; what a rule is, in `gauge_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
 from math import isfinite
-from typing import Any, Final
 
 import sympy as sp
 
 from noetherflow.symbolic.axes import Misaligned
-from noetherflow.symbolic.graph import Shape, Size
-from noetherflow.symbolic.operations import OPERATIONS
+from noetherflow.symbolic.gauge_table import Call, aligned_labels, biased, grouped, rational, rule
 from noetherflow.symbolic.primitives import Program, Value
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One node as its rule sees it: values by slot, attributes with defaults, the shape of the result."""
-
-    node: str
-    operation: str
-    values: Mapping[str, Value]
-    attributes: Mapping[str, Any]
-    shape: Shape
-
-    def __getitem__(self, slot: str) -> Value:
-        return self.values[slot]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, or its default."""
-        return self.attributes.get(name, default)
-
-
-Rule = Callable[[Program, Call], Value]
-RULES: Final[dict[str, Rule]] = {}
-
-
-def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Register a gauge rule for operations of the vocabulary."""
-
-    def register(function: Rule) -> Rule:
-        for operation in operations:
-            if operation not in OPERATIONS:
-                raise ValueError(f"'{operation}' is not in the vocabulary; add it to noetherflow.symbolic.operations first.")
-            RULES[operation] = function
-        return function
-
-    return register
-
+# What is at most this is minus infinity after a softmax: the lowest numbers of the float types are used for it.
+LOWEST = -1e4
 
 # --- ends
 
@@ -85,8 +45,9 @@ def _linear(program: Program, call: Call) -> Value:
     x, batch = call["input"], [f"n{i}" for i in range(len(call["input"].axes) - 1)]
     if len(call["weight"].axes) != 2:
         raise Misaligned("a weight that is not a matrix")
-    y = program.contract(call.node, [(x, [*batch, "i"]), (call["weight"], ["o", "i"])], [*batch, "o"])
-    return _biased(program, call, y, len(batch))
+    roles = ["i", "o"] if call.get("transposed") else ["o", "i"]
+    y = program.contract(call.node, [(x, [*batch, "i"]), (call["weight"], roles)], [*batch, "o"], uniform=True)
+    return biased(program, call, y, len(batch))
 
 
 # A convolution sums over the input channels of its group, the kernel and (through it) the input positions; output positions are new.
@@ -100,19 +61,26 @@ def _convolution(program: Program, call: Call) -> Value:
     lead = len(x.axes) - dims - 1
     batch, space = [f"n{i}" for i in range(lead)], [f"s{i}" for i in range(dims)]
     kernel, place = [f"k{i}" for i in range(dims)], [f"t{i}" for i in range(dims)]
-    channels = _grouped(program, x, lead, groups)
-    first = _grouped(program, weight, 0, groups)
+    channels = grouped(program, x, lead, groups)
+    first = grouped(program, weight, 0, groups)
     roles = ["g", "i", "o", *kernel] if call.operation == "transposed_convolution" else ["g", "o", "i", *kernel]
     sizes = dict(zip(place, call.shape[lead + 1 :], strict=True))
-    y = program.contract(call.node, [(channels, [*batch, "g", "i", *space]), (first, roles)], [*batch, "g", "o", *place], sizes)
+    whole = call.operation == "convolution" and not call.get("padded", any(_numbers(call.get("padding", 1))))
+    operands = [(channels, [*batch, "g", "i", *space]), (first, roles)]
+    y = program.contract(call.node, operands, [*batch, "g", "o", *place], sizes, uniform=whole)
     merged = program.view(y, [*y.axes[:lead], y.axes[lead] + y.axes[lead + 1], *y.axes[lead + 2 :]])
-    return _biased(program, call, merged, lead)
+    return biased(program, call, merged, lead)
 
 
-@rule("multiply")
+def _numbers(padding: object) -> list[object]:
+    return list(padding) if isinstance(padding, list | tuple) else [padding]
+
+
+@rule("multiply", "divide")
 def _multiply(program: Program, call: Call) -> Value:
     rank = max(len(v.axes) for v in call.values.values())
-    operands = [(call[slot], _aligned_labels(call[slot], rank)) for slot in ("input", "other")]
+    other = call["other"] if call.operation == "multiply" else program.apply(call.node, call["other"], sp.S.NegativeOne)
+    operands = [(value, aligned_labels(value, rank)) for value in (call["input"], other)]
     return program.contract(call.node, operands, [str(i) for i in range(rank)])
 
 
@@ -122,8 +90,35 @@ def _matmul(program: Program, call: Call) -> Value:
     if min(len(a.axes), len(b.axes)) < 2:
         raise Misaligned("a product with a vector")
     rank = max(len(a.axes), len(b.axes)) - 2
-    left, right = ([*_aligned_labels(v, rank + 2)[:-2], *ends] for v, ends in ((a, "mk"), (b, "kn")))
-    return program.contract(call.node, [(a, left), (b, right)], [*map(str, range(rank)), "m", "n"])
+    left, right = ([*aligned_labels(v, rank + 2)[:-2], *ends] for v, ends in ((a, "mk"), (b, "kn")))
+    return program.contract(call.node, [(a, left), (b, right)], [*map(str, range(rank)), "m", "n"], uniform=True)
+
+
+# Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands.
+
+
+@rule("einsum")
+def _einsum(program: Program, call: Call) -> Value:
+    inputs, _, out = call.get("equation").partition("->")
+    letters = inputs.split(",")
+    if any(len(set(part)) != len(part) for part in (*letters, out)):
+        raise Misaligned("a diagonal")
+    operands = [(call[slot], list(part)) for slot, part in zip(sorted(call.values, key=int), letters, strict=True)]
+    return program.contract(call.node, operands, list(out), uniform=True)
+
+
+# A table that is read row by row: every output row is one row of the weight, so what all rows share passes.
+# torch gives the padding row no gradient: it must not move, nor need to.
+
+
+@rule("embedding")
+def _embedding(program: Program, call: Call) -> Value:
+    weight, row = call["weight"], call.get("padding_idx")
+    batch = [f"n{i}" for i in range(len(call.shape) - 1)]
+    if row is not None and row >= 0:
+        program.pin(call.node, program.piece(call.node, weight, 0, row, 1))
+    sizes = dict(zip(batch, call.shape, strict=False))
+    return program.contract(call.node, [(weight, ["v", "d"])], [*batch, "d"], sizes, uniform=True)
 
 
 @rule("sum", "mean")
@@ -146,7 +141,7 @@ def _scale(program: Program, call: Call) -> Value:
     factor = {"negate": -1, "identity": 1}.get(call.operation, call.get("factor", 1))
     if not factor or not isfinite(factor):
         raise Misaligned(f"a product with {factor}")
-    return program.apply(call.node, call["input"], sp.S.One, _rational(factor))
+    return program.apply(call.node, call["input"], sp.S.One, rational(factor))
 
 
 # --- functions of every element
@@ -168,10 +163,32 @@ def _prelu(program: Program, call: Call) -> Value:
 
 @rule("power")
 def _power(program: Program, call: Call) -> Value:
-    return program.apply(call.node, call["input"], _rational(call.get("exponent")))
+    return program.apply(call.node, call["input"], rational(call.get("exponent")))
 
 
-@rule("relu6", "tanh", "gelu", "silu", "sigmoid", "softplus")
+# What is masked becomes zero, which scales, or minus infinity, which also bears a shift. A finite constant bears neither.
+
+
+@rule("masked")
+def _masked(program: Program, call: Call) -> Value:
+    x, value = call["input"], call.get("value")
+    if value == 0:
+        return program.apply(call.node, x, sp.S.One)
+    if value > LOWEST:
+        raise Misaligned(f"entries are replaced by {value}")
+    return program.add(call.node, [x, program.value([program.table.like(axis) for axis in x.axes], fixed=True)])
+
+
+@rule("maximum", "minimum", "select")
+def _choice(program: Program, call: Call) -> Value:
+    chosen = [program.apply(call.node, call[slot], sp.S.One) for slot in ("input", "other")]
+    return program.add(call.node, chosen)
+
+
+@rule(
+    *("relu6", "tanh", "gelu", "silu", "sigmoid", "softplus", "exponential", "logarithm", "sine", "cosine", "error_function"),
+    *("hard_sigmoid", "hard_swish", "elu", "mish", "clamp"),
+)
 def _curved(program: Program, call: Call) -> Value:
     return program.apply(call.node, call["input"], None)
 
@@ -190,25 +207,18 @@ def _pool(program: Program, call: Call) -> Value:
     return program.contract(call.node, [(x, labels)], [*kept, *sizes], sizes, linear=average, uniform=call.get("uniform", True))
 
 
-# --- normalisation: y = gain * (x - mean) / sqrt(var + eps) + shift, statistics over the batch and the positions of a channel
+# Positions are moved about or mixed along some axes (a roll, a flip, an upsampling, a padding), all others left alone.
 
 
-@rule("batch_norm")
-def _batch_norm(program: Program, call: Call) -> Value:
-    x = call["input"]
-    if not call.get("training", True):
-        program.pin(call.node, x)  # frozen statistics: a fixed affine map, whose shift no scale passes
-        y = program.value([program.table.like(axis) for axis in x.axes], fixed=True)
-    else:
-        over = [i for i in range(len(x.axes)) if i != 1]
-        y = program.normalize(call.node, x, over, scale=True, shift=True, eps=call.get("eps", 0.0))
-    return _gained(program, call, y, channel=1)
-
-
-@rule("softmax", "log_softmax")
-def _softmax(program: Program, call: Call) -> Value:
-    x = call["input"]
-    return program.normalize(call.node, x, [call.get("dim", -1) % len(x.axes)], scale=False, shift=True)
+@rule("rearrange")
+def _rearrange(program: Program, call: Call) -> Value:
+    x, moved = call["input"], {d % len(call.shape) for d in call.get("dims")}
+    if len(x.axes) != len(call.shape):
+        raise Misaligned("a rearrangement that changes the number of axes")
+    labels = [str(i) for i in range(len(x.axes))]
+    out = [f"t{i}" if i in moved else str(i) for i in range(len(x.axes))]
+    sizes = {f"t{i}": call.shape[i] for i in moved}
+    return program.contract(call.node, [(x, labels)], out, sizes, uniform=call.get("uniform", False))
 
 
 # --- shapes
@@ -228,7 +238,7 @@ def _permute(program: Program, call: Call) -> Value:
 @rule("expand")
 def _expand(program: Program, call: Call) -> Value:
     x, rank = call["input"], len(call.shape)
-    labels = _aligned_labels(x, rank)
+    labels = aligned_labels(x, rank)
     carried = {label for label, axis in zip(labels, x.axes, strict=True) if axis}
     sizes = {str(i): size for i, size in enumerate(call.shape) if str(i) not in carried}
     return program.contract(call.node, [(x, labels)], [str(i) for i in range(rank)], sizes, uniform=True)
@@ -267,43 +277,3 @@ def _mean_square(program: Program, call: Call) -> Value:
     for value in call.values.values():
         program.pin(call.node, value)
     return program.fresh(call.shape, fixed=True)
-
-
-# --- pieces of rules
-
-
-def _rational(number: float) -> sp.Rational:
-    """The simplest rational that rounds to a number (0.7 is 7/10), or the number's binary digits."""
-    simple = Fraction(number).limit_denominator(10**6)
-    return sp.Rational(simple.numerator, simple.denominator) if float(simple) == number else sp.Rational(number)
-
-
-def _biased(program: Program, call: Call, y: Value, channel: int) -> Value:
-    if "bias" not in call.values:
-        return y
-    bias = call["bias"]
-    return program.add(call.node, [y, _along(program, bias, len(y.axes) - channel - 1)])
-
-
-def _gained(program: Program, call: Call, y: Value, channel: int) -> Value:
-    trailing = len(y.axes) - channel - 1
-    if "weight" in call.values:
-        labels = [str(i) for i in range(len(y.axes))]
-        gain = (call["weight"], [str(channel)])
-        y = program.contract(call.node, [(y, labels), gain], labels)
-    return program.add(call.node, [y, _along(program, call["bias"], trailing)]) if "bias" in call.values else y
-
-
-def _along(program: Program, vector: Value, trailing: int) -> Value:
-    return program.view(vector, [*vector.axes, *[()] * trailing])
-
-
-def _grouped(program: Program, value: Value, axis: int, groups: Size) -> Value:
-    size = program.table.size(value.axes[axis])
-    per_group = size // groups if isinstance(size, int) else size / groups
-    split = program.table.regroup([value.axes[axis]], [groups, per_group])
-    return program.view(value, [*value.axes[:axis], *split, *value.axes[axis + 1 :]])
-
-
-def _aligned_labels(value: Value, rank: int) -> list[str]:
-    return [str(i + rank - len(value.axes)) for i in range(len(value.axes))]

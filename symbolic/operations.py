@@ -1,6 +1,6 @@
 """The vocabulary of operations: standard names and the slots that each one reads.
 
-Names are the field's own. What a symmetry may do at an operation is said elsewhere (`noetherflow.symbolic.gauge_rules`); a test holds
+Names are the field's own. What a symmetry may do at an operation is said elsewhere (`noetherflow.symbolic.gauge_table`); a test holds
 the two tables against each other. An operation that is not listed here can be in a graph; nothing passes it, and results name it.
 """
 

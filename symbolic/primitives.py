@@ -1,11 +1,12 @@
 """The few primitives every operation is made of, as far as symmetry is concerned.
 
-A gauge rule (`noetherflow.symbolic.gauge_rules`) writes an operation as one or more of:
+A gauge rule (`noetherflow.symbolic.gauge_table`) writes an operation as one or more of:
 
 contract    a product of tensors, summed over the indices that do not reach the result (linear maps, convolutions, products, means)
 add         a sum of tensors with broadcasting
 apply       one function on every element: positively homogeneous of some degree, or not at all
 normalize   invariant under a scale and/or a shift of its input along some axes
+turn        a rotation, by data, of every pair of entries along an axis of size two
 join        a tensor and the pieces it is cut into, or glued from
 pin         nothing may change here (data, outputs, opaque operations)
 
@@ -49,7 +50,8 @@ class Term:
 class Contract:
     """out = sum over labels absent from `out` of the product of the operands.
 
-    `linear` is false where the sum stands for a maximum; `uniform` says that a shift constant over the summed labels passes unchanged.
+    `linear` is false where the sum stands for a maximum. `uniform` says that windows are whole: what is constant over the summed labels of
+    one operand meets the sum of all the others. `averaged` is the operand that the others average: their product sums to one.
     """
 
     node: str
@@ -57,6 +59,7 @@ class Contract:
     operands: tuple[Term, ...]
     linear: bool = True
     uniform: bool = False
+    averaged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,28 @@ class Normalize:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Every pair (x_0, x_1) along `pair`, an axis of size two, is rotated by an angle that data give."""
+
+    node: str
+    out: Term
+    operand: Term
+    pair: str
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
-    """`whole` along `axis` is the disjoint sum of the pieces, in order; a piece that nobody made is None."""
+    """`whole` along `axis` is the disjoint sum of the pieces, in order; a piece that nobody made is None.
+
+    `glued` says that the whole is made of the pieces, rather than the pieces cut from the whole.
+    """
 
     node: str
     whole: Value
     axis: int
     pieces: tuple[Value | None, ...]
     sizes: tuple[Size, ...]
+    glued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +132,7 @@ class Pin:
     value: Value
 
 
-Primitive = Contract | Add | Apply | Normalize | Join | Pin
+Primitive = Contract | Add | Apply | Normalize | Turn | Join | Pin
 
 
 @dataclass
@@ -158,13 +175,14 @@ class Program:
         *,
         linear: bool = True,
         uniform: bool = False,
+        averaged: int | None = None,
     ) -> Value:
         """Multiply operands and sum over the labels that `out` lacks; labels in `fresh` are new axes of the result."""
         terms = [_term(value, labels) for value, labels in operands]
         known = self._unified(terms)
         axes = [self._out_axis(label, known, fresh or {}) for label in out]
         result = self.value(axes, fixed=all(t.value.fixed for t in terms))
-        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, uniform))
+        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, uniform, averaged))
         return result
 
     def add(self, node: str, operands: Sequence[Value], coefficients: Sequence[int] | None = None) -> Value:
@@ -185,11 +203,18 @@ class Program:
         return result
 
     def normalize(self, node: str, x: Value, over: Sequence[int], *, scale: bool, shift: bool, eps: float = 0.0) -> Value:
-        """Normalise along axes `over`; the result can be neither scaled nor shifted."""
-        result = self.value(x.axes, fixed=True)
+        """Normalise along axes `over`; the result can be neither scaled nor shifted, only rotated along them."""
+        result = self.value(x.axes, fixed=x.fixed or not scale)
         labels = [str(i) for i in range(len(x.axes))]
         along = frozenset(str(i) for i in over)
         self.steps.append(Normalize(node, _term(result, labels), _term(x, labels), along, scale, shift, eps))
+        return result
+
+    def turn(self, node: str, x: Value, pair: int) -> Value:
+        """Rotate every pair along axis `pair` by an angle that depends on all other indices."""
+        result = self.value(x.axes, fixed=x.fixed)
+        labels = [str(i) for i in range(len(x.axes))]
+        self.steps.append(Turn(node, _term(result, labels), _term(x, labels), str(pair)))
         return result
 
     def concatenate(self, node: str, pieces: Sequence[Value], axis: int) -> Value:
@@ -201,7 +226,7 @@ class Program:
         axes = [self.table.like(a) for a in pieces[0].axes]
         axes[axis] = self.table.concatenated([p.axes[axis] for p in pieces])
         whole = self.value(axes, fixed=all(p.fixed for p in pieces))
-        self.steps.append(Join(node, whole, axis, tuple(pieces), tuple(self.table.size(p.axes[axis]) for p in pieces)))
+        self.steps.append(Join(node, whole, axis, tuple(pieces), tuple(self.table.size(p.axes[axis]) for p in pieces), glued=True))
         return whole
 
     def piece(self, node: str, whole: Value, axis: int, start: int, length: int) -> Value:

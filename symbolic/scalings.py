@@ -6,6 +6,7 @@ If every tensor T is multiplied by exp(s_T), with s_T a function of its indices,
     add         s equal for all operands and the result
     apply       s of the result = degree * s of the input (both zero if the function has no degree)
     normalize   s of the input free if constant along the normalised indices; the result keeps its own scale
+    turn        s of the result = s of the input, the same for both members of a pair
 
 Source: own (the equations state the invariance of each primitive under exp(s) term by term).
 """
@@ -15,14 +16,22 @@ from __future__ import annotations
 from fractions import Fraction
 
 from noetherflow.symbolic.axes import AxisTable
-from noetherflow.symbolic.equations import Chosen, Statement, each, equal_pieces, pinned, stated, summed
+from noetherflow.symbolic.equations import Chosen, Statement, each, equal_pieces, pinned, stated, summed, unchanged
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown
-from noetherflow.symbolic.primitives import Add, Apply, Block, Contract, Join, Normalize, Pin, Program
+from noetherflow.symbolic.primitives import Add, Apply, Block, Contract, Join, Normalize, Pin, Program, Turn
 
 
 def scale_equations(program: Program, wanted: frozenset[Atoms]) -> Systems:
     """All equations on scales of a program."""
-    rules: dict[type, Statement] = {Contract: _contract, Add: _add, Apply: _apply, Normalize: _normalize, Join: equal_pieces, Pin: pinned}
+    rules: dict[type, Statement] = {
+        Contract: _contract,
+        Add: _add,
+        Apply: _apply,
+        Normalize: _normalize,
+        Turn: _turn,
+        Join: equal_pieces,
+        Pin: pinned,
+    }
     return stated(program, wanted, rules)
 
 
@@ -52,7 +61,16 @@ def _apply(systems: Systems, table: AxisTable, step: Apply) -> None:
 
 
 def _normalize(systems: Systems, table: AxisTable, step: Normalize) -> None:
+    unchanged(systems, table, step.out)
     constant_along(systems, table, step, free=step.scale)
+
+
+def _turn(systems: Systems, table: AxisTable, step: Turn) -> None:
+    for key, chosen, (out, x) in each(systems, table, (step.out, step.operand)):
+        paired = any(label == step.pair for label, _ in chosen)
+        systems.state(key, {x: 1} if paired else summed([(out, 1), (x, -1)]))
+        if paired:
+            systems.state(key, {out: 1})
 
 
 def constant_along(systems: Systems, table: AxisTable, step: Normalize, *, free: bool) -> None:

@@ -1,86 +1,18 @@
-"""A symmetry: a family of generators, its action on parameters, infinitesimal and finite.
-
-Actions are written with the methods that torch tensors have (`as_strided`, `exp`, `matrix_exp`, ...), so nothing here imports torch.
-"""
+"""A symmetry: a family of generators, its action on parameters, infinitesimal and finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import sympy as sp
 
 from noetherflow.errors import GraphError
+from noetherflow.symbolic.actions import Action, Patch, Tensors
 from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.graph import Size
-
-Tensors = Mapping[str, Any]
-Form = Literal["scale", "shift", "matrix"]
-INDEX_LETTERS = "ijklmnpqrstuvw"
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """One index of a parameter: the axis it lies in, its size, its stride in elements of that axis, and its class."""
-
-    axis: int
-    size: Size
-    stride: Size
-    atom: int
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """A block of a parameter: where it starts on each axis, and its indices in order. The whole parameter is the usual case."""
-
-    offsets: tuple[Size, ...]
-    indices: tuple[Index, ...]
-
-    def covers(self, tensor: Any) -> bool:
-        """Whether the block is the whole tensor, axis by axis."""
-        axes = [index.axis for index in self.indices]
-        return axes == list(range(tensor.dim())) and [index.size for index in self.indices] == list(tensor.shape)
-
-    def view(self, tensor: Any) -> Any:
-        """The block of a tensor, without a copy, one dimension per index."""
-        if self.covers(tensor):
-            return tensor
-        strides = [index.stride * tensor.stride(index.axis) for index in self.indices]
-        start = sum(offset * tensor.stride(axis) for axis, offset in enumerate(self.offsets))
-        return tensor.as_strided([index.size for index in self.indices], strides, tensor.storage_offset() + start)
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What a generator with coefficients a does to one block of one parameter P.
-
-    scale   P -> weight * a[indices] * P
-    shift   P -> weight * a[indices]
-    matrix  P -> X P (weight 1) or -X^T P (weight -1) along the last of `places`; earlier places are spectators
-
-    Parameters
-    ----------
-    parameter : str
-    patch : Patch
-    places : tuple of int
-        For each index of the family, the dimension of the patch that carries it.
-    weight : sympy.Rational
-    form : 'scale', 'shift' or 'matrix'
-    """
-
-    parameter: str
-    patch: Patch
-    places: tuple[int, ...]
-    weight: sp.Rational
-    form: Form
-
-    def spread(self, direction: Any) -> Any:
-        """Coefficients a, shaped so that they broadcast over the block."""
-        order = sorted(range(len(self.places)), key=self.places.__getitem__)
-        shape = [index.size if d in self.places else 1 for d, index in enumerate(self.patch.indices)]
-        return (direction.permute(order) if order else direction).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +48,17 @@ class Symmetry:
     ----------
     kind : str
         'rescale' (scales that compensate), 'scale' (a scale that nothing sees), 'translation', 'null' (a parameter whose gradient
-        vanishes identically), 'linear' (GL(n)).
+        vanishes identically), 'linear' (GL(n)), 'orthogonal' (rotations), 'complex' (rotations of pairs, the phases that RoPE leaves free),
+        'affine' (a shift that biases take back behind a weight). The last three have no charge.
     indices : tuple of (str, size)
         The indices that the coefficients run over; names are display letters.
     actions : tuple of Action
     absorbers : tuple of Absorber
         Normalisations that do not see the change.
+    zero_mean : bool
+        Only coefficients whose mean over every index is zero.
+    centred : bool
+        Only rotations that fix (1, ..., 1).
     """
 
     kind: str
@@ -129,6 +66,7 @@ class Symmetry:
     actions: tuple[Action, ...]
     absorbers: tuple[Absorber, ...] = ()
     zero_mean: bool = False
+    centred: bool = False
     number: int = 0
 
     @property
@@ -137,9 +75,14 @@ class Symmetry:
         return self.kind == "linear"
 
     @property
+    def rotation(self) -> bool:
+        """Whether the family consists of rotations."""
+        return self.kind in ("orthogonal", "complex")
+
+    @property
     def breaking(self) -> tuple[Absorber, ...]:
         """Where an eps breaks the symmetry explicitly (see `noetherflow.symbolic.currents`); it is exact at eps = 0."""
-        scales = any(action.form != "shift" for action in self.actions)
+        scales = any(action.form in ("scale", "matrix") for action in self.actions)
         return tuple(site for site in self.absorbers if scales and site.eps)
 
     @cached_property
@@ -152,6 +95,9 @@ class Symmetry:
         """Number of independent generators (an int when the sizes are)."""
         if self.matrix:
             return multiply([*self.sizes, self.sizes[-1]])
+        if self.rotation:
+            *spectators, n = self.sizes
+            return multiply([*spectators, _rotations(n - 1 if self.centred else n)])
         return multiply([size - 1 for size in self.sizes] if self.zero_mean else list(self.sizes))
 
     @cached_property
@@ -176,27 +122,7 @@ class Symmetry:
 
     def action_symbols(self, action: Action) -> tuple[sp.Expr, sp.Expr]:
         """(entry, change) of one action, as indexed SymPy expressions."""
-        letters = self._letters(action)
-        base = sp.IndexedBase(_symbol_name(action))
-        entry = base[letters] if letters else sp.Symbol(_symbol_name(action))
-        own = tuple(letters[place] for place in action.places)
-        if action.form == "matrix":
-            return entry, self._matrix_change(action, base, letters)
-        coefficient = sp.IndexedBase("a")[own] if own else sp.Symbol("a")
-        return entry, action.weight * coefficient * (entry if action.form == "scale" else 1)
-
-    def _matrix_change(self, action: Action, base: sp.IndexedBase, letters: tuple[sp.Idx, ...]) -> sp.Expr:
-        place = action.places[-1]
-        summed = sp.Symbol("z", integer=True)
-        replaced = tuple(summed if d == place else letter for d, letter in enumerate(letters))
-        spectators = tuple(letters[p] for p in action.places[:-1])
-        pair = (letters[place], summed) if action.weight > 0 else (summed, letters[place])
-        return action.weight * sp.Sum(sp.IndexedBase("X")[(*spectators, *pair)] * base[replaced], (summed, 0, self.sizes[-1] - 1))
-
-    def _letters(self, action: Action) -> tuple[sp.Symbol, ...]:
-        own = {place: name for place, (name, _) in zip(action.places, self.indices, strict=True)}
-        free = iter(letter for letter in INDEX_LETTERS if letter not in own.values())
-        return tuple(sp.Symbol(own[d] if d in own else next(free), integer=True) for d in range(len(action.patch.indices)))
+        return action.symbols(self.indices)
 
     def coefficients(self, direction: Any) -> Any:
         """A flat direction as an array over the family's indices.
@@ -215,6 +141,8 @@ class Symmetry:
             )
         if self.matrix:
             return direction.reshape([*self.sizes, self.sizes[-1]])
+        if self.rotation:
+            return _antisymmetric(direction.reshape([*self.sizes[:-1], -1]), self.sizes[-1], self.centred)
         if not self.zero_mean:
             return direction.reshape(list(self.sizes))
         out = direction.reshape([size - 1 for size in self.sizes])
@@ -241,16 +169,8 @@ class Symmetry:
         for action in self.actions:
             tensor = params[action.parameter].detach()
             change = out.setdefault(action.parameter, tensor.new_zeros(tensor.shape))
-            action.patch.view(change).add_(self._change(action, action.patch.view(tensor), coefficients))
+            action.patch.view(change).add_(action.change(params, action.patch.view(tensor), coefficients))
         return out
-
-    def _change(self, action: Action, block: Any, coefficients: Any) -> Any:
-        weight = float(action.weight)
-        if action.form == "matrix":
-            x = coefficients if weight > 0 else -coefficients.transpose(-1, -2)
-            return _applied(x.to(block.dtype), block, action.places)
-        spread = weight * action.spread(coefficients).to(block.dtype)
-        return spread * block if action.form == "scale" else spread.expand(block.shape)
 
     def transform(self, params: Tensors, direction: Any) -> dict[str, Any]:
         """The finite group element exp(direction): the network's function is unchanged (exactly in exact arithmetic, at eps = 0).
@@ -273,17 +193,8 @@ class Symmetry:
             out[name] = source.new_empty(source.shape).copy_(source)
         for action in self.actions:
             block = action.patch.view(out[action.parameter])
-            block.copy_(self._moved(action, block, coefficients))
+            block.copy_(action.moved(params, block, coefficients))
         return out
-
-    def _moved(self, action: Action, block: Any, coefficients: Any) -> Any:
-        weight = float(action.weight)
-        if action.form == "matrix":
-            x = coefficients if weight > 0 else -coefficients.transpose(-1, -2)
-            return _applied(x.matrix_exp().to(block.dtype), block, action.places)
-        if action.form == "scale":
-            return (weight * action.spread(coefficients)).exp().to(block.dtype) * block
-        return block + weight * action.spread(coefficients).to(block.dtype)
 
     def _repr_latex_(self) -> str:
         rows = r"\\ ".join(rf"\delta {sp.latex(entry)} &= {sp.latex(change)}" for entry, change in self.generator.items())
@@ -330,19 +241,24 @@ class Symmetries(Sequence[Symmetry]):
         return "\n".join([f"{len(self)} families, {self.dimension} generators", *lines, *opaque])
 
 
-def _symbol_name(action: Action) -> str:
-    start = [offset for offset in action.patch.offsets if offset != 0]
-    return action.parameter + (f"@{','.join(map(str, action.patch.offsets))}" if start else "")
+def _rotations(n: Size) -> Size:
+    """Dimension of so(n)."""
+    return n * (n - 1) // 2 if isinstance(n, int) else n * (n - 1) / 2
 
 
-def _applied(x: Any, block: Any, places: tuple[int, ...]) -> Any:
-    """Product of x (spectators..., n, n) and a block along its last place, spectators index by index."""
-    dims = [*places, *(d for d in range(block.dim()) if d not in places)]
-    lead = len(places)
-    moved = block.permute(dims)
-    flat = moved.reshape([*moved.shape[:lead], -1])
-    result = (x @ flat).reshape(moved.shape)
-    return result.permute([dims.index(d) for d in range(block.dim())])
+def _antisymmetric(entries: Any, size: int, centred: bool) -> Any:
+    """Antisymmetric matrices of their entries above the diagonal; centred ones in a basis of what is orthogonal to (1, ..., 1)."""
+    n = size - 1 if centred else size
+    out = entries.new_zeros([*entries.shape[:-1], n, n])
+    upper = entries.new_ones([n, n]).triu(1) > 0
+    out[..., upper] = entries
+    out = out - out.transpose(-1, -2)
+    if not centred:
+        return out
+    basis = entries.new_ones([size, n]).triu()  # Helmert's: (1, ..., 1, -k, 0, ..., 0) / sqrt(k (k + 1))
+    basis.diagonal(-1).copy_(-entries.new_ones([n]).cumsum(0))
+    basis = basis / basis.norm(dim=0)
+    return basis @ out @ basis.transpose(0, 1)
 
 
 def _appended(array: Any, last: Any, axis: int) -> Any:

@@ -89,12 +89,12 @@ def test_parameters_nobody_reads_are_in_the_graph_and_in_no_symmetry() -> None:
         (lambda s, x: x.unbind(1)[2], ["slice", "reshape"]),
         (lambda s, x: x[:, 1:3], ["slice"]),
         (lambda s, x: x[:, :], ["identity"]),
-        (lambda s, x: x[:, ::2], ["aten.slice"]),
+        (lambda s, x: x[:, ::2], ["rearrange"]),
         (lambda s, x: torch.cat([x, x]), ["concatenate"]),
         (lambda s, x: -x * 2 + x / 3 - 1.0, ["negate", "scale", "scale", "add", "subtract"]),
-        (lambda s, x: 1.0 - x, ["aten.rsub"]),
-        (lambda s, x: torch.add(x, x, alpha=2), ["aten.add"]),
-        (lambda s, x: x / x, ["aten.div"]),
+        (lambda s, x: 1.0 - x, ["subtract"]),
+        (lambda s, x: torch.add(x, x, alpha=2), ["scale", "add"]),
+        (lambda s, x: x / x, ["divide"]),
         (lambda s, x: x**2 + x.square(), ["power", "power", "add"]),
         (lambda s, x: x @ x.t(), ["permute", "matmul"]),
         (lambda s, x: x.sum() + x.mean(1, keepdim=True), ["sum", "mean", "add"]),
@@ -102,12 +102,12 @@ def test_parameters_nobody_reads_are_in_the_graph_and_in_no_symmetry() -> None:
         (lambda s, x: F.dropout(x, 0.5, True), ["dropout"]),
         (lambda s, x: F.alpha_dropout(x, 0.5, True), ["aten.alpha_dropout"]),
         (lambda s, x: F.alpha_dropout(x, 0.5, False), ["identity"]),
-        (lambda s, x: F.hardtanh(x), ["relu6"]),
-        (lambda s, x: x.softmax(1).log_softmax(1), ["softmax", "softmax"]),
+        (lambda s, x: F.hardtanh(x), ["clamp"]),
+        (lambda s, x: x.softmax(1).log_softmax(1), ["softmax", "log_softmax"]),
         (lambda s, x: x.double().clone(), ["identity"] * 2),
         (lambda s, x: x.to(torch.int32).to(torch.float32), ["aten.to", "identity"]),
         (lambda s, x: x.view(torch.int32), ["aten.view"]),
-        (lambda s, x: F.layer_norm(x, (6,)), ["aten.layer_norm"]),
+        (lambda s, x: F.layer_norm(x, (6,)), ["layer_norm"]),
         (lambda s, x: x.max(1).values, ["aten.max"]),
         (lambda s, x: x.detach(), ["aten.detach"]),
         (lambda s, x: torch.broadcast_tensors(x, x[:1])[1] + x, ["slice", "expand", "expand", "add"]),
@@ -159,9 +159,8 @@ def test_nodes_know_the_module_they_came_from() -> None:
 
 
 def test_an_unknown_operation_is_kept_under_its_name_and_reported() -> None:
-    graph = trace(nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4)), torch.zeros(5, 3))
-    found = symmetries(graph)
-    assert found.opaque == {"group_norm": "no gauge rule for 'aten.group_norm'"}
+    found = symmetries(traced(lambda s, x: s.a(x).cumprod(1), a=nn.Linear(6, 4)))
+    assert found.opaque == {"cumprod": "no gauge rule for 'aten.cumprod'"}
     assert found.dimension == 0
 
 

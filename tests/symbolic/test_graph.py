@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.gauge import symmetries
-from noetherflow.symbolic.gauge_rules import RULES, rule
+from noetherflow.symbolic.gauge_table import RULES, rule
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.operations import OPERATIONS
 

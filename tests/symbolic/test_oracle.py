@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from noetherflow.numeric.oracle import Equivariances, entry_changes, matrix_changes
 from noetherflow.symbolic.gauge import symmetries
-from noetherflow.symbolic.gauge_rules import RULES
+from noetherflow.symbolic.gauge_table import RULES
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.operations import OPERATIONS
 from noetherflow.symbolic.symmetries import Symmetry

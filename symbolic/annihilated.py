@@ -1,0 +1,193 @@
+"""Directions that a centring normalisation leaves empty: what reads it cannot tell what its weight does there.
+
+The entries z_j of a LayerNorm sum to zero, so W -> W + v 1^T changes nothing; behind a gain y = g z it is W -> W + v (1/g)^T, and behind a
+bias y = g z + c the result shifts by v <1/g, c>, which the reader's own bias takes back. The empty direction is carried forward, from the
+normalisation to the linear maps that read it. With a gain the family is rational and has no charge.
+
+Source: own (the sum of the normalised entries is zero, written in what the reader sees).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from noetherflow.symbolic.axes import AxisTable, Identity
+from noetherflow.symbolic.ignored import ignored_directions, operand_patterns
+from noetherflow.symbolic.images import read_by
+from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, cells, join_cells
+
+# A block of a parameter, with its indices as those of the tensor that carries the direction.
+Dressed = tuple[int, Block, tuple[tuple[Identity, Identity], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """A tensor block y with sum over `along` of (y - biases) / gains equal to zero.
+
+    Attributes
+    ----------
+    along : frozenset of Identity
+    gains : tuple of Dressed
+    biases : tuple of (Dressed, number of gains in front of it)
+    """
+
+    along: frozenset[Identity]
+    gains: tuple[Dressed, ...] = ()
+    biases: tuple[tuple[Dressed, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A weight that reads an empty direction, and the bias (if one is needed) that takes back what the normalisation's own bias adds.
+
+    `weight` and `bias` are (root, block); `bias_indices` maps the bias's indices to the weight's. `seen` are indices of the weight along
+    which a constant is a symmetry by itself.
+    """
+
+    weight: tuple[int, Block]
+    empty: Empty
+    bias: tuple[int, Block] | None
+    bias_indices: tuple[tuple[Identity, Identity], ...]
+    seen: frozenset[Identity]
+
+
+def readers(program: Program) -> list[Reader]:
+    """Every reader of an empty direction, in the order of computation."""
+    search = _Search(program)
+    for step in program.steps:
+        search.follow(step)
+    return search.found
+
+
+class _Search:
+    def __init__(self, program: Program) -> None:
+        self.found: list[Reader] = []
+        self.table: AxisTable = program.table
+        self._empty: dict[tuple[int, Block], Empty] = {}
+        self._uses = Counter(root for step in program.steps for root in read_by(step))
+        self._consumers: dict[int, list[object]] = defaultdict(list)
+        for step in program.steps:
+            for root in dict.fromkeys(read_by(step)):
+                self._consumers[root].append(step)
+        self._ignored = ignored_directions(program)
+
+    def follow(self, step: object) -> None:
+        """Carry empty directions through one primitive, and note who reads them."""
+        match step:
+            case Normalize() if step.scale and step.shift and not step.operand.value.fixed:
+                self._begin(step)
+            case Contract() if step.linear:
+                for row in cells(self.table, (step.out, *step.operands)):
+                    for number in range(len(step.operands)):
+                        self._contract(step, row, number)
+            case Add():
+                for row in cells(self.table, (step.out, *step.operands)):
+                    self._add(step, row)
+            case Apply() if step.factor is not None:
+                for out, x in cells(self.table, (step.out, step.operand)):
+                    self._pass((step.operand.value.root, x), (step.out.value.root, out))
+            case Join():
+                for whole, cell, piece in join_cells(self.table, step):
+                    sides = [(step.whole.root, whole), (piece.root, cell)]
+                    source, target = reversed(sides) if step.glued else sides
+                    self._pass(source, target)
+
+    def _begin(self, step: Normalize) -> None:
+        over = {label for label in step.out.labels if label in step.over}
+        whole = all(len(self.table.segments(step.out.value.axes[step.out.labels.index(label)])) == 1 for label in over)
+        for (out,) in cells(self.table, (step.out,)):
+            along = frozenset(leaf.identity for (label, _), leaf in out.leaves.items() if label in over)
+            if whole and along:
+                self._empty[step.out.value.root, out.block] = Empty(along)
+
+    def _contract(self, step: Contract, row: Sequence[Cell], number: int) -> None:
+        out, mine, term = row[0], row[1 + number], step.operands[number]
+        empty = self._empty.get((term.value.root, mine.block))
+        if empty is None:
+            return
+        along = {place for place, leaf in mine.leaves.items() if leaf.identity in empty.along}
+        if len(step.operands) == 1 or not any(cell.leaves.keys() & along for i, cell in enumerate(row[1:]) if i != number):
+            self._pass((term.value.root, mine), (step.out.value.root, out))
+        elif len(step.operands) == 2:
+            other, theirs = step.operands[1 - number], row[2 - number]
+            if other.value.parameter is not None and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():
+                gain = (other.value.root, theirs.block, _indices(theirs, mine))
+                self._pass((term.value.root, mine), (step.out.value.root, out), gain)
+            elif along <= theirs.leaves.keys() and not along & out.leaves.keys():
+                self._read(step, row, number, empty, along)
+
+    def _add(self, step: Add, row: Sequence[Cell]) -> None:
+        out, *operands = row
+        carrying = [i for i, (t, c) in enumerate(zip(step.operands, operands, strict=True)) if (t.value.root, c.block) in self._empty]
+        if len(carrying) != 1 or len(operands) != 2 or step.coefficients != (1, 1):
+            return
+        (number,) = carrying
+        mine, theirs, bias = operands[number], operands[1 - number], step.operands[1 - number].value
+        if bias.parameter is not None and theirs.leaves.keys() <= mine.leaves.keys():
+            self._pass(
+                (step.operands[number].value.root, mine), (step.out.value.root, out), bias=(bias.root, theirs.block, _indices(theirs, mine))
+            )
+
+    def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell], gain: Dressed | None = None, bias: Dressed | None = None) -> None:
+        empty, there = self._empty.get((source[0], source[1].block)), target[1].leaves
+        if empty is None:
+            return
+        if gain is not None:
+            empty = replace(empty, gains=(*empty.gains, gain))
+        if bias is not None:
+            empty = replace(empty, biases=(*empty.biases, (bias, len(empty.gains))))
+        moved = {leaf.identity: there[place].identity for place, leaf in source[1].leaves.items() if place in there}
+        if all(identity in moved for identity in _needed(empty)):
+            self._empty[target[0], target[1].block] = _renamed(empty, moved)
+
+    def _read(self, step: Contract, row: Sequence[Cell], number: int, empty: Empty, along: set[tuple[str, int]]) -> None:
+        out, mine, theirs, weight = row[0], row[1 + number], row[2 - number], step.operands[1 - number].value
+        if weight.parameter is None or weight.fixed or self._uses[weight.root] != 1:
+            return
+        moved = {leaf.identity: theirs.leaves[place].identity for place, leaf in mine.leaves.items() if place in theirs.leaves}
+        if not all(identity in moved for identity in _needed(empty)) or (empty.biases and not step.uniform):
+            return
+        patterns = operand_patterns(step, row, 1 - number, self._ignored)
+        bias = self._bias(step, out, theirs) if empty.biases else (None, ())
+        if bias is not None:
+            self.found.append(Reader((weight.root, theirs.block), _renamed(empty, moved), *bias, frozenset().union(*patterns)))
+
+    def _bias(self, step: Contract, out: Cell, weight: Cell) -> tuple[tuple[int, Block], tuple[tuple[Identity, Identity], ...]] | None:
+        """The bias that is added to a reader's result, if it and nothing else can take back a shift that depends on the weight's indices."""
+        ours = {leaf.identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
+        consumers = self._consumers[step.out.value.root]
+        if len(consumers) != 1 or not isinstance(consumers[0], Add) or not ours:
+            return None
+        add = consumers[0]
+        where = {out.leaves[place].identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
+        for _, *operands in cells(self.table, (add.out, *add.operands)):
+            pairs = list(zip(add.operands, operands, strict=True))
+            mine = next((cell for term, cell in pairs if (term.value.root, cell.block) == (step.out.value.root, out.block)), None)
+            for term, cell in pairs:
+                value = term.value
+                if mine is not None and value.parameter and not value.fixed and self._uses[value.root] == 1 and add.coefficients == (1, 1):
+                    met = tuple((leaf.identity, where.get(mine.leaves[p].identity)) for p, leaf in cell.leaves.items() if p in mine.leaves)
+                    if {w for _, w in met} == set(where.values()) and len(met) == len(cell.leaves):
+                        return (value.root, cell.block), met  # type: ignore[return-value]
+        return None
+
+
+def _needed(empty: Empty) -> Iterator[Identity]:
+    yield from empty.along
+    for _, _, indices in (*empty.gains, *(bias for bias, _ in empty.biases)):
+        yield from (theirs for _, theirs in indices)
+
+
+def _renamed(empty: Empty, moved: dict[Identity, Identity]) -> Empty:
+    def dressed(d: Dressed) -> Dressed:
+        return d[0], d[1], tuple((own, moved[theirs]) for own, theirs in d[2])
+
+    return Empty(
+        frozenset(moved[i] for i in empty.along), tuple(map(dressed, empty.gains)), tuple((dressed(b), n) for b, n in empty.biases)
+    )
+
+
+def _indices(own: Cell, there: Cell) -> tuple[tuple[Identity, Identity], ...]:
+    return tuple((leaf.identity, there.leaves[place].identity) for place, leaf in own.leaves.items())

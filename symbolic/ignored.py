@@ -1,0 +1,111 @@
+"""Which changes of a tensor nothing downstream sees, though they may depend on the data.
+
+Softmax and cross-entropy ignore a shift that is the same for all classes, LayerNorm one that is the same for all features, however it
+depends on the sample. Such an ignored direction is a *pattern*: a set of indices P, meaning every shift that is constant along P and
+arbitrary along all else. Patterns are carried back from what absorbs them, through sums, slices and products, to the tensors that a
+parameter can shift: a weight W -> W + 1 v^T, the bias of the keys.
+
+Source: kunin2021neural, section 3 (translation symmetry) for the softmax case; own for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from noetherflow.symbolic.axes import AxisTable, Identity
+from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Primitive, Program, Term, cells, join_cells
+
+Pattern = frozenset[Identity]
+Ignored = dict[tuple[int, Block], set[Pattern]]
+ANYTHING: set[Pattern] = {frozenset()}
+
+
+def ignored_directions(program: Program) -> Ignored:
+    """For every block of every tensor the patterns that all its consumers ignore."""
+    ignored: Ignored = {}
+    for step in reversed(program.steps):
+        for where, patterns in _seen_by(program.table, step, ignored):
+            ignored[where] = {a | b for a in ignored.get(where, ANYTHING) for b in patterns}
+    return ignored
+
+
+def operand_patterns(step: Contract, row: Sequence[Cell], number: int, ignored: Ignored) -> set[Pattern]:
+    """Patterns, in the indices of one operand of a contraction, that pass it and are ignored behind it.
+
+    A product with operands that know nothing of an index is constant along it if this operand is; so is a maximum over windows.
+    """
+    out, mine = row[0], row[1 + number]
+    term, others = step.operands[number], [o for i, o in enumerate(step.operands) if i != number]
+    if not step.linear and not step.uniform:
+        return set()
+    extra: Pattern = frozenset() if step.linear else _along(mine, {label for label in term.labels if label not in step.out.labels})
+    found = set()
+    for pattern in ignored.get((step.out.value.root, out.block), set()):
+        places = _places(out, pattern)
+        missing = [place for place in places if place not in mine.leaves]
+        if any(label in other.labels for label, _ in places for other in others):
+            continue
+        if not missing or (not others and step.uniform and not any(_windowed(step.out, term, place) for place in missing)):
+            found.add(frozenset(mine.leaves[p].identity for p in places if p in mine.leaves) | extra)
+    return found
+
+
+def _seen_by(table: AxisTable, step: Primitive, ignored: Ignored) -> Iterator[tuple[tuple[int, Block], set[Pattern]]]:
+    match step:
+        case Normalize():
+            yield from _absorbed(table, step)
+        case Add():
+            for row in cells(table, (step.out, *step.operands)):
+                behind = ignored.get((step.out.value.root, row[0].block), set())
+                yield from ((_where(t, cell), _carried(row[0], cell, behind)) for t, cell in zip(step.operands, row[1:], strict=True))
+        case Apply():
+            for out, x in cells(table, (step.out, step.operand)):
+                behind = ignored.get((step.out.value.root, out.block), set()) if step.factor is not None else set()
+                yield _where(step.operand, x), _carried(out, x, behind)
+        case Contract():
+            for row in cells(table, (step.out, *step.operands)):
+                for number, (term, cell) in enumerate(zip(step.operands, row[1:], strict=True)):
+                    yield _where(term, cell), operand_patterns(step, row, number, ignored)
+        case Join():
+            for whole, cell, piece in join_cells(table, step):
+                source, target = (
+                    ((piece.root, cell), (step.whole.root, whole)) if step.glued else ((step.whole.root, whole), (piece.root, cell))
+                )
+                yield (source[0], source[1].block), _carried(target[1], source[1], ignored.get((target[0], target[1].block), set()))
+        case _:
+            term = (
+                step.operand
+                if hasattr(step, "operand")
+                else Term(step.value, tuple(str(i) if a else None for i, a in enumerate(step.value.axes)))
+            )
+            yield from ((_where(term, cell), set()) for (cell,) in cells(table, (term,)))
+
+
+def _absorbed(table: AxisTable, step: Normalize) -> Iterator[tuple[tuple[int, Block], set[Pattern]]]:
+    term = step.operand
+    over = {label for label in term.labels if label in step.over}
+    whole = all(len(table.segments(term.value.axes[term.labels.index(label)])) == 1 for label in over)
+    for (cell,) in cells(table, (term,)):
+        yield _where(term, cell), {_along(cell, over)} if step.shift and over and whole else set()
+
+
+def _where(term: Term, cell: Cell) -> tuple[int, Block]:
+    return term.value.root, cell.block
+
+
+def _along(cell: Cell, labels: set[str | None]) -> Pattern:
+    return frozenset(leaf.identity for (label, _), leaf in cell.leaves.items() if label in labels)
+
+
+def _places(cell: Cell, pattern: Pattern) -> list[tuple[str, int]]:
+    return [place for place, leaf in cell.leaves.items() if leaf.identity in pattern]
+
+
+def _carried(out: Cell, mine: Cell, patterns: set[Pattern]) -> set[Pattern]:
+    """Patterns of a result as patterns of an operand that is added to it; what an operand lacks it is constant along."""
+    return {frozenset(mine.leaves[p].identity for p in _places(out, pattern) if p in mine.leaves) for pattern in patterns}
+
+
+def _windowed(out: Term, term: Term, place: tuple[str, int]) -> bool:
+    """Whether an index of the result is a position that the operand reaches through a window rather than by broadcasting."""
+    return place[0] not in term.labels and any(label not in out.labels for label in term.labels if label)

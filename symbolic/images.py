@@ -1,0 +1,220 @@
+"""Shifts that pass a weight: a constant v in front of W arrives behind it as its image W v, and a bias can take it back.
+
+(b <- b + v, c <- c - W v): the bias of a linear pair, of the values of an attention, of a normalisation in front of linear maps. Such a
+family is affine and has no charge, but it is a symmetry and must be counted. An image is an unknown like any other shift, in the linear
+system of the index set that v depends on; this file says how primitives relate images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import sympy as sp
+
+from noetherflow.symbolic.axes import AxisTable, Identity
+from noetherflow.symbolic.equations import Chosen, summed
+from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, Vector
+from noetherflow.symbolic.primitives import Add, Block, Cell, Contract, Join, Normalize, Pin, Program, Term, cells, join_cells
+
+IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A block of a weight that a constant has passed.
+
+    Parameters
+    ----------
+    weight : int
+        Root of the weight.
+    block : Block
+    arguments : tuple of (atom, identity)
+        Indices of the weight that meet those of the constant.
+    """
+
+    weight: int
+    block: Block
+    arguments: tuple[tuple[int, Identity], ...]
+
+    @property
+    def tag(self) -> Identity:
+        """What marks the image among the indices of an unknown."""
+        return (IMAGE, self.weight, str(sorted(map(str, self.block))))
+
+
+@dataclass
+class _Held:
+    """An image on a block of a tensor: which of its indices are which of the weight's, and the systems in which it is unknown."""
+
+    places: Mapping[Identity, Identity]  # index of the tensor -> index of the weight
+    keys: set[Atoms] = field(default_factory=set)
+
+
+class Images:
+    """The images on all tensors of a program, met in the order of computation."""
+
+    def __init__(self, program: Program) -> None:
+        self.known: dict[Identity, Image] = {}
+        self.targets: dict[Atoms, list[Unknown]] = defaultdict(list)
+        self.indices: dict[Unknown, Mapping[Identity, Identity]] = {}
+        self._held: dict[tuple[int, Block], dict[Identity, _Held]] = defaultdict(dict)
+        self._uses = Counter(root for step in program.steps for root in read_by(step))
+
+    def begin(self, systems: Systems, key: Atoms, chosen: Chosen, step: Contract, row: Sequence[Cell], number: int, x: Unknown) -> bool:
+        """State that a constant `x` meets a weight; False if it does not, or the image could not be named."""
+        if len(step.operands) != 2 or not (step.linear and step.uniform) or step.out.value.fixed:
+            return False
+        term, other, weight = step.operands[number], step.operands[1 - number], row[2 - number]
+        if other.value.parameter is None or other.value.root == term.value.root or not chosen <= weight.leaves.keys():
+            return False
+        arguments = tuple((leaf.atom, leaf.identity) for (label, _), leaf in weight.leaves.items() if label in term.labels)
+        if len({atom for atom, _ in arguments}) != len(arguments):
+            return False  # which index of the constant meets which of the weight's could not be told
+        image = Image(other.value.root, weight.block, arguments)
+        kept = {row[0].leaves[p].identity: leaf.identity for p, leaf in weight.leaves.items() if p in row[0].leaves}
+        self.known[image.tag] = image
+        self._put(step.out.value.root, row[0].block, image.tag, kept, {key})
+        systems.state(key, summed([(_unknown(step.out.value.root, row[0].block, image.tag), 1), (x, -1)]))
+        return True
+
+    def contract(self, systems: Systems, step: Contract, row: Sequence[Cell], number: int, patterns: set[frozenset[Identity]]) -> None:
+        """Images in front of a product: an average lets them through, what ignores them leaves them free."""
+        term, cell = step.operands[number], row[1 + number]
+        averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
+        for tag, held in self._on(term.value.root, cell):
+            if not any(not pattern & held.places.keys() for pattern in patterns):
+                self._pass(systems, tag, held, (term.value.root, cell), (step.out.value.root, row[0]), sp.S.One if averaged else None)
+
+    def carry(self, systems: Systems, root: int, cell: Cell, out_root: int, out: Cell, factor: sp.Rational | None) -> None:
+        """Images in front of a function of every element."""
+        for tag, held in self._on(root, cell):
+            self._pass(systems, tag, held, (root, cell), (out_root, out), factor)
+
+    def join(self, systems: Systems, table: AxisTable, step: Join) -> None:
+        """Images on a tensor that is cut, or on pieces that are glued."""
+        for whole, cell, piece in join_cells(table, step):
+            sides = [(step.whole.root, whole), (piece.root, cell)]
+            source, target = reversed(sides) if step.glued else sides
+            self.carry(systems, *source, *target, sp.S.One)
+
+    def normalize(self, systems: Systems, table: AxisTable, step: Normalize) -> None:
+        """A normalisation that centres does not see what is constant along its indices."""
+        term = step.operand
+        over = {label for label in term.labels if label in step.over}
+        whole = all(len(table.segments(term.value.axes[term.labels.index(label)])) == 1 for label in over)
+        for (cell,) in cells(table, (term,)):
+            along = {leaf.identity for (label, _), leaf in cell.leaves.items() if label in over}
+            for tag, held in self._on(term.value.root, cell):
+                if not (step.shift and whole and not along & held.places.keys()):
+                    self._stop(systems, tag, held, term.value.root, cell)
+
+    def stop(self, systems: Systems, table: AxisTable, term: Term) -> None:
+        """Nothing passes."""
+        for (cell,) in cells(table, (term,)):
+            for tag, held in self._on(term.value.root, cell):
+                self._stop(systems, tag, held, term.value.root, cell)
+
+    def pin(self, systems: Systems, table: AxisTable, step: Pin) -> None:
+        """Nothing changes."""
+        self.stop(systems, table, Term(step.value, tuple(str(i) if axis else None for i, axis in enumerate(step.value.axes))))
+
+    def add(self, systems: Systems, step: Add, row: Sequence[Cell]) -> None:
+        """Images add up; a bias with their indices, read nowhere else, can take them back."""
+        out, *operands = row
+        found: dict[Identity, _Held] = {}
+        for term, cell in zip(step.operands, operands, strict=True):
+            for tag, held in self._on(term.value.root, cell):
+                mine = _moved(held, cell, out)
+                first = found.setdefault(tag, _Held(mine or {}, set()))
+                first.keys |= held.keys
+                if mine is None or first.places != mine:
+                    self._stop(systems, tag, held, term.value.root, cell)
+        for tag, held in found.items():
+            parts = [
+                (self._summand(tag, held, term, cell, out), -c)
+                for term, cell, c in zip(step.operands, operands, step.coefficients, strict=True)
+            ]
+            total = summed([(_unknown(step.out.value.root, out.block, tag), 1), *parts])
+            for key in held.keys:
+                systems.state(key, total)
+            self._put(step.out.value.root, out.block, tag, held.places, held.keys)
+
+    def _summand(self, tag: Identity, held: _Held, term: Term, cell: Cell, out: Cell) -> Unknown | None:
+        unknown = _unknown(term.value.root, cell.block, tag)
+        if tag in self._held.get((term.value.root, cell.block), {}):
+            return unknown
+        value, mine = term.value, {out.leaves[p].identity for p in cell.leaves}
+        weight = self.known[tag].weight
+        if value.parameter is None or value.fixed or value.root == weight or self._uses[value.root] != 1 or mine != held.places.keys():
+            return None
+        self.indices[unknown] = {leaf.identity: held.places[out.leaves[p].identity] for p, leaf in cell.leaves.items()}
+        for key in held.keys:
+            self.targets[key].append(unknown)
+        return unknown
+
+    def _pass(
+        self, systems: Systems, tag: Identity, held: _Held, source: tuple[int, Cell], target: tuple[int, Cell], factor: sp.Rational | None
+    ) -> None:
+        places = _moved(held, source[1], target[1])
+        if factor is None or places is None:
+            self._stop(systems, tag, held, *source)
+            return
+        self._put(target[0], target[1].block, tag, places, held.keys)
+        equation = {
+            _unknown(target[0], target[1].block, tag): 1,
+            _unknown(source[0], source[1].block, tag): -Fraction(int(factor.p), int(factor.q)),
+        }
+        for key in held.keys:
+            systems.state(key, equation)
+
+    def _stop(self, systems: Systems, tag: Identity, held: _Held, root: int, cell: Cell) -> None:
+        for key in held.keys:
+            systems.state(key, {_unknown(root, cell.block, tag): 1})
+
+    def _put(self, root: int, block: Block, tag: Identity, places: Mapping[Identity, Identity], keys: set[Atoms]) -> None:
+        self._held[root, block].setdefault(tag, _Held(places)).keys.update(keys)
+
+    def _on(self, root: int, cell: Cell) -> Iterator[tuple[Identity, _Held]]:
+        yield from list(self._held.get((root, cell.block), {}).items())
+
+
+def is_image(index: Identity) -> bool:
+    """Whether an index of an unknown is not an index, but the mark of an image."""
+    return index[0] == IMAGE
+
+
+def images_in(vector: Vector) -> set[Identity]:
+    """Marks of all images in a solution."""
+    return {index for unknown, c in vector.items() if c for index in unknown.indices if is_image(index)}
+
+
+def _unknown(root: int, block: Block, tag: Identity) -> Unknown:
+    return Unknown(root, block, frozenset({tag}))
+
+
+def _moved(held: _Held, source: Cell, target: Cell) -> dict[Identity, Identity] | None:
+    """The indices of an image as those of another tensor; None if one of them is lost."""
+    out = {}
+    for place, leaf in source.leaves.items():
+        if leaf.identity in held.places:
+            if place not in target.leaves:
+                return None
+            out[target.leaves[place].identity] = held.places[leaf.identity]
+    return out if len(out) == len(held.places) else None
+
+
+def read_by(step: object) -> Iterator[int]:
+    """The tensors that a primitive reads, once for every time it does."""
+    match step:
+        case Contract() | Add():
+            yield from (term.value.root for term in step.operands)
+        case Join():
+            yield step.whole.root
+            yield from (piece.root for piece in step.pieces if piece is not None)
+        case Pin():
+            yield step.value.root
+        case _:
+            yield step.operand.value.root  # type: ignore[attr-defined]  # Apply, Normalize and Turn have one operand

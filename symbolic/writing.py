@@ -1,0 +1,183 @@
+"""Writing families as symmetries: unknowns of the solvers become actions on blocks of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import sympy as sp
+
+from noetherflow.symbolic.actions import INDEX_LETTERS, Action, Factor, Form, Image, Index, Patch
+from noetherflow.symbolic.algebras import Algebra, Carrier, Dressing
+from noetherflow.symbolic.annihilated import Dressed, Reader
+from noetherflow.symbolic.axes import Identity, Segment
+from noetherflow.symbolic.families import Family
+from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.images import Images, is_image
+from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
+from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
+from noetherflow.symbolic.symmetries import Absorber, Symmetry
+
+Located = tuple[list[Identity], Patch]
+
+
+@dataclass
+class Writer:
+    """Writes the families of one program."""
+
+    program: Program
+    graph: ArchitectureGraph
+    images: Images
+
+    def __post_init__(self) -> None:
+        parameters = self.program.parameters.items()
+        self._names = {value.root: name for name, value in parameters}
+        self._order = {name: i for i, name in enumerate(self.graph.parameters)}
+        self._patches = {(value.root, block): located for _, value in parameters for block, located in self._blocks(value)}
+
+    def scale(self, family: Family, algebra: Algebra | None) -> Symmetry:
+        """A family of scales: diagonal, or the matrices whose diagonal it is."""
+        atoms = family.atoms if algebra is None else (*algebra.spectators, algebra.atom)
+        actions = self._actions(family, atoms, "scale" if algebra is None else "matrix")
+        signs = {action.weight > 0 for action in actions}
+        kind = "linear" if algebra is not None else ("rescale" if len(signs) == 2 else "scale")
+        return self._symmetry(kind, family, atoms, actions)
+
+    def shift(self, family: Family) -> Symmetry:
+        """A family of shifts."""
+        actions = self._actions(family, family.atoms, "shift")
+        whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
+        images = any(action.form == "image" for action in actions)
+        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions)
+
+    def rotation(self, algebra: Algebra) -> Symmetry:
+        """The rotations along an index."""
+        atoms = (*algebra.spectators, algebra.atom)
+        turned = [(c, dressing) for c, (_, dressing) in algebra.members.items() if c.root in self._names]
+        actions = self._sorted([self._turned(carrier, dressing, atoms) for carrier, dressing in turned])
+        return Symmetry("complex" if algebra.pairs else "orthogonal", self._indices(atoms), actions, centred=algebra.centred)
+
+    def reader(self, reader: Reader) -> Symmetry:
+        """What a weight may do along a direction that a normalisation leaves empty."""
+        identities, patch = self._patches[reader.weight]
+        free = tuple(d for d, identity in enumerate(identities) if identity not in reader.empty.along)
+        gains = tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains)
+        name = self._names[reader.weight[0]]
+        actions = [Action(name, patch, free, sp.S.One, "shift", gains)]
+        for bias, behind in reader.empty.biases:
+            factors = (*gains[:behind], self._factor(bias, identities, 1))
+            actions.append(self._taken_back(reader, identities, patch, free, factors))
+        indices = self._indices(tuple(patch.indices[d].atom for d in free))
+        seen = {d for d, identity in enumerate(identities) if identity in reader.seen}
+        kind = "affine" if reader.empty.gains or reader.empty.biases else "translation"
+        return Symmetry(kind, indices, tuple(actions), zero_mean=bool(seen) and seen == set(free))
+
+    def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int) -> Factor:
+        root, block, indices = dressed
+        own, patch = self._patches[root, block]
+        there = dict(indices)
+        return Factor(self._names[root], patch, tuple(identities.index(there[identity]) for identity in own), power)
+
+    def _taken_back(
+        self, reader: Reader, identities: Sequence[Identity], patch: Patch, free: tuple[int, ...], factors: tuple[Factor, ...]
+    ) -> Action:
+        assert reader.bias is not None
+        own, bias = self._patches[reader.bias]
+        there = dict(reader.bias_indices)
+        kept = tuple(identities.index(there[identity]) for identity in own)
+        image = Image(factors, tuple(index.size for index in patch.indices), free, kept)
+        return Action(self._names[reader.bias[0]], bias, (), sp.S.NegativeOne, "image", image=image)
+
+    def axis_classes(self) -> dict[str, tuple[int, ...]]:
+        """A class number for each axis of each parameter; an axis that is a product or a sum of indices counts as its first."""
+        out = {}
+        for name, value in self.program.parameters.items():
+            firsts = [self.program.table.segments(axis)[0].leaves for axis in value.axes]
+            out[name] = tuple(leaves[0].atom if leaves else -1 for leaves in firsts)
+        return out
+
+    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...]) -> Symmetry:
+        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), family.zero_mean)
+
+    def _indices(self, atoms: Atoms) -> tuple[tuple[str, object], ...]:
+        return tuple(zip(INDEX_LETTERS, [self.program.table.atom_size(a) for a in atoms], strict=False))
+
+    def _actions(self, family: Family, atoms: Atoms, form: Form) -> tuple[Action, ...]:
+        moving = [(u, c) for u, c in family.vector.items() if u.root in self._names and c]
+        return self._sorted([self._action(u, c, atoms, form) for u, c in moving])
+
+    def _sorted(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        return tuple(sorted(actions, key=lambda a: (self._order[a.parameter], str(a.patch.offsets), a.places)))
+
+    def _action(self, unknown: Unknown, coefficient: Fraction, atoms: Atoms, form: Form) -> Action:
+        identities, patch = self._patches[unknown.root, unknown.block]
+        name, weight = self._names[unknown.root], _rational(coefficient)
+        tag = next((index for index in unknown.indices if is_image(index)), None)
+        if tag is not None:
+            return Action(name, patch, (), weight, "image", image=self._image(unknown, tag, identities, atoms))
+        return Action(name, patch, _places(_dims(identities, unknown.indices), patch, atoms), weight, form)
+
+    def _image(self, unknown: Unknown, tag: Identity, identities: Sequence[Identity], atoms: Atoms) -> Image:
+        image, partner = self.images.known[tag], self.images.indices[unknown]
+        theirs, patch = self._patches[image.weight, image.block]
+        met = dict(image.arguments)
+        arguments = tuple(theirs.index(met[atom]) for atom in atoms)
+        weight = Factor(self._names[image.weight], patch, tuple(range(len(theirs))))
+        return Image(
+            (weight,), tuple(index.size for index in patch.indices), arguments, tuple(theirs.index(partner[i]) for i in identities)
+        )
+
+    def _turned(self, carrier: Carrier, dressing: Dressing, atoms: Atoms) -> Action:
+        identities, patch = self._patches[carrier.root, carrier.block]
+        spectators = _places(_dims(identities, carrier.spectators), patch, atoms[:-1])
+        places = (*spectators, identities.index(carrier.index))
+        at = dict(zip(atoms, places, strict=True))
+        gains = tuple(self._gain(root, block, at, power) for (root, block), power in sorted(dressing, key=str))
+        return Action(self._names[carrier.root], patch, places, sp.S.One, "rotation", gains)
+
+    def _gain(self, root: int, block: Block, at: Mapping[int, int], power: int) -> Factor:
+        _, patch = self._patches[root, block]
+        return Factor(self._names[root], patch, tuple(at[index.atom] for index in patch.indices), power)
+
+    def _blocks(self, value: Value) -> Iterator[tuple[Block, Located]]:
+        per_axis = [self.program.table.segments(axis) for axis in value.axes]
+        for segment in self.program.table.segments(tuple(o for axis in value.axes for o in axis)):
+            yield segment.choices, _patch([next(s for s in parts if s.choices <= segment.choices) for parts in per_axis])
+
+    def _absorbers(self, family: Family, atoms: tuple[int, ...]) -> Iterator[Absorber]:
+        for step in self.program.steps:
+            if isinstance(step, Normalize) and not step.operand.value.fixed:
+                yield from dict.fromkeys(self._absorbed_at(step, family.vector, atoms))  # summands along the batch absorb as one
+
+    def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
+        value, module = step.operand.value, self.graph.nodes[step.node]["module"]
+        kept = [axis for axis, label in zip(value.axes, step.operand.labels, strict=True) if label is not None and label not in step.over]
+        for unknown, coefficient in vector.items():
+            if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
+                chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in kept]
+                identities, patch = _patch(chosen)
+                places = _places(_dims(identities, unknown.indices), patch, atoms)
+                yield Absorber(step.node, module, _rational(coefficient), step.eps, patch, places)
+
+
+def _patch(chosen: Sequence[Segment]) -> Located:
+    """The block that one segment of each axis makes, with the identities of its indices."""
+    indices = tuple(Index(a, leaf.size, leaf.stride, leaf.atom) for a, s in enumerate(chosen) for leaf in s.leaves)
+    return [leaf.identity for s in chosen for leaf in s.leaves], Patch(tuple(s.offset for s in chosen), indices)
+
+
+def _dims(identities: Sequence[Identity], chosen: frozenset[Identity]) -> list[int]:
+    return [d for d, identity in enumerate(identities) if identity in chosen]
+
+
+def _places(dims: list[int], patch: Patch, atoms: Sequence[int]) -> tuple[int, ...]:
+    """For each atom of a family the dimension of a patch that carries it; where one atom occurs twice, in the patch's order."""
+    free = list(dims)
+    for atom in atoms:
+        free.append(free.pop(next(i for i, d in enumerate(free) if patch.indices[d].atom == atom)))
+    return tuple(free)
+
+
+def _rational(value: Fraction) -> sp.Rational:
+    return sp.Rational(value.numerator, value.denominator)
