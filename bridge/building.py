@@ -49,6 +49,7 @@ class Builder:
         self._held: dict[Any, str] = {}  # export placeholder -> parameter name
         self._entered: dict[Any, Sequence[Any]] = {}  # nested block -> (graph node, parameter) of each of its results
         self._moving: set[str] = set()  # graph nodes that depend on a parameter
+        self._inner: dict[int, str] = {}  # of the reading that is being entered: the nodes of the readings within it, by identity
         self._memory = Memory()
         self._order = {node: i for i, node in enumerate(exported.graph.nodes)}
         self._reserved = {node.name for node in exported.graph.nodes}
@@ -219,29 +220,33 @@ class Builder:
 
     def _add(self, node: Any, reading: Reading) -> None:
         name = node.name if node in self._order else self._fresh(node.name)
+        self._inner.clear()
         self._made[node] = self._enter(reading, name, node)
 
     def _enter(self, reading: Reading, name: str, node: Any, *, shape: tuple[int, ...] | None = None, module: str | None = None) -> str:
-        """Add the node of a reading, after those of the readings within it."""
+        """Add the node of a reading, after those of the readings within it, whose names are new ones."""
         value = node.meta["val"]
         inputs: dict[str, str] = {}
         parameters: dict[str, str] = {}
         for slot, source in reading.slots.items():
             if isinstance(source, Reading):
-                inner = self._fresh(f"{node.name}_{source.operation}")
-                inputs[slot] = self._enter(source, inner, node, shape=source.shape)
+                if id(source) not in self._inner:
+                    self._inner[id(source)] = self._enter(source, "", node, shape=source.shape)
+                inputs[slot] = self._inner[id(source)]
             elif isinstance(source, torch.fx.Node) and source in self._held:
                 parameters[slot] = self._held[source]
             elif isinstance(source, torch.fx.Node) and self._made.get(source):
                 inputs[slot] = self._made[source]
             elif source is not None:
                 known: dict[str, Any] = {"value": source} if isinstance(source, int | float) else {}
-                inputs[slot] = self._node(self._fresh(f"{name}_{slot}_constant"), "constant", {}, {}, (), dtype_of(value), **known)
+                constant = self._fresh(f"{name or node.name}_{slot}_constant")
+                inputs[slot] = self._node(constant, "constant", {}, {}, (), dtype_of(value), **known)
         operation = reading.operation
         if operation in OPERATIONS and not OPERATIONS[operation].accepts((*inputs, *parameters)):
             operation = f"aten.{operation}"
         size = shape if shape is not None else tuple(getattr(value, "shape", ()))
         where = self._module(node) if module is None else module
+        name = name or self._fresh(f"{node.name}_{operation}")
         return self._node(name, operation, inputs, parameters, size, dtype_of(value), where, **reading.attributes)
 
     def _node(

@@ -13,9 +13,11 @@ from noetherflow.bridge.minimum_norm import Movers, conjugate_gradients, stacked
 from noetherflow.bridge.orbits import Left, Moved, Orbit, Source, orbit_of
 from noetherflow.bridge.rebalance import balance, finished
 from noetherflow.errors import ModelError
-from noetherflow.symbolic.symmetries import Action, Symmetry
+from noetherflow.symbolic.actions import Action
+from noetherflow.symbolic.symmetries import Symmetry
 
-CENTRED = 1e-9  # shift charges after scaling, relative: what is larger was not rounding
+EXACTLY = 1e-15  # of a linear solve: to rounding
+CENTRED = 1e-9  # shift charges after scaling, relative: larger ones are not rounding
 
 
 def canonical(
@@ -113,13 +115,15 @@ def centre(families: Sequence[Symmetry], tensors: Tensors) -> list[Element]:
         moved = tangent(families, tensors, movers.split(vector, like))
         return movers.flat([pairing(f, tensors, moved) for f in families])
 
-    solution = conjugate_gradients(normal, -movers.slope(tensors), lambda v: v)
+    solution = conjugate_gradients(normal, -movers.slope(tensors), lambda v: v, EXACTLY)
     return [Element(f, c) for f, c in zip(families, movers.split(solution, like), strict=True)]
 
 
 def _check_centred(families: Sequence[Symmetry], tensors: Tensors) -> None:
     """Scales must carry what is orthogonal to the shifts to itself; symmetries that are a group do."""
-    size = {name: t.abs() for name, t in tensors.items()}
+    # an entry that was shifted to zero is rounding of what it was: the largest parameter is what all are compared with
+    largest = max((float(t.abs().max()) for t in tensors.values() if t.numel()), default=0.0)
+    size = {name: torch.full_like(t, largest) for name, t in tensors.items()}
     for family in families:
         charge, bound = projected(family, pairing(family, tensors, tensors)), pairing(family, size, size, power=2)
         if bool((charge.abs() > CENTRED * bound).any()):

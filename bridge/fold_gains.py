@@ -13,8 +13,9 @@ from noetherflow.bridge.group_elements import Element
 from noetherflow.bridge.orbits import Left, Moved, Orbit, Source, orbit_of
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError
+from noetherflow.symbolic.actions import Action
 from noetherflow.symbolic.graph import ArchitectureGraph
-from noetherflow.symbolic.symmetries import Action, Symmetry
+from noetherflow.symbolic.symmetries import Symmetry
 
 NORMS: Final = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noetherflow.symbolic.symmetries import Action, Patch, Symmetry
+from noetherflow.symbolic.actions import Action, Patch
+from noetherflow.symbolic.symmetries import Symmetry
 
 Tensors = Mapping[str, Tensor]
 Coordinates = list[Tensor]

@@ -29,16 +29,19 @@ from noetherflow.bridge.group_elements import (
     zeros,
 )
 from noetherflow.errors import ModelError
-from noetherflow.symbolic.symmetries import Action, Symmetry
+from noetherflow.symbolic.actions import Action
+from noetherflow.symbolic.symmetries import Symmetry
 
 STEPS = 200  # of Newton; a scale that is off by exp(s) takes about 2 s of them
 LONGEST = 1.0  # no step changes a scale by more than exp of this, so that the quadratic model is near
 SHORTEST = 1e-7  # after a step of this length the error is its square
-NOISE = 0.05  # steps up to this length that no longer shrink, at a slope of QUIET times ½ ‖θ‖², follow rounding; an escape takes longer ones
+NOISE = (
+    0.05  # steps up to this length that no longer shrink, at a slope of QUIET times ½ ‖θ‖², follow rounding; an escape takes longer ones
+)
 QUIET = 1e-12
 ENOUGH_DECREASE = 1e-4
 ROUNDING = 1e-10  # of f: a decrease below this share cannot be seen in f, and is not asked for
-SOLVED = 1e-10  # residual of the linear solves, relative
+ROUGHEST, FINEST = 0.1, 1e-10  # residuals of the linear solves, relative: the square of the last step, so that convergence stays quadratic
 SMALLEST = 1e-13  # a curvature below this share of the family's largest is taken as none: singular values below 3e-7 of the largest
 
 Linear = Callable[[Tensor], Tensor]
@@ -121,7 +124,7 @@ def minimum_norm(
     _refuse_lost_rank(families, movers.families, small, None)
     length = torch.inf
     for _ in range(STEPS):
-        step = _newton_step(movers, small, travelled, like)
+        step = _newton_step(movers, small, travelled, like, accuracy=min(max(length**2, FINEST), ROUGHEST))
         elements = [exponential(f, c).after(e) for f, c, e in zip(families, step, elements, strict=True)]
         small = _moved(movers, small, step)
         travelled = [a + c for a, c in zip(travelled, step, strict=True)]
@@ -143,7 +146,7 @@ def _moved(movers: Movers, tensors: Tensors, step: Sequence[Tensor]) -> dict[str
     return act_all([exponential(f, c) for f, c in zip(movers.families, step, strict=True)], tensors)
 
 
-def _newton_step(movers: Movers, tensors: Tensors, travelled: Sequence[Tensor], like: Sequence[Tensor]) -> Coordinates:
+def _newton_step(movers: Movers, tensors: Tensors, travelled: Sequence[Tensor], like: Sequence[Tensor], *, accuracy: float) -> Coordinates:
     slope = movers.slope(tensors)
     bases = [_Block.of(family, tensors) for family in movers.families]
 
@@ -154,7 +157,7 @@ def _newton_step(movers: Movers, tensors: Tensors, travelled: Sequence[Tensor], 
     def precondition(v: Tensor) -> Tensor:
         return movers.flat([b.solve(c) for b, c in zip(bases, movers.split(v, like), strict=True)])
 
-    direction = conjugate_gradients(curvature, -slope, precondition)
+    direction = conjugate_gradients(curvature, -slope, precondition, accuracy)
     direction = direction * min(1.0, LONGEST / max(float(direction.abs().max()), LONGEST))
     before, gain = movers.value(tensors, travelled), float(direction @ slope)
     fraction = 1.0
@@ -219,8 +222,8 @@ def _refuse_lost_rank(named: Sequence[Symmetry], families: Sequence[Symmetry], s
             attained = torch.linalg.matrix_rank(stacked(family, end, family.actions), rtol=SMALLEST**0.5)
         if bool((torch.maximum(*ranks) > attained).any()):
             raise ModelError(
-                f"The orbit of '{family.name}' has no point of least norm: what writes its axis has rank {ranks[0].tolist()} and what reads "
-                f"it {ranks[1].tolist()}; as the norm is lowered, some of these singular values fall below {SMALLEST**0.5:.0e} of the largest. "
+                f"The orbit of '{family.name}' has no point of least norm: what writes its axis has rank {ranks[0].tolist()}, what reads "
+                f"it {ranks[1].tolist()}; as the norm is lowered, singular values of these fall below {SMALLEST**0.5:.0e} of the largest. "
                 "These directions are written and never read, or read and never written: project them away, or pass strict=False to leave "
                 "this family alone.",
                 symmetry=symmetry,
@@ -228,12 +231,12 @@ def _refuse_lost_rank(named: Sequence[Symmetry], families: Sequence[Symmetry], s
             )
 
 
-def conjugate_gradients(matrix: Linear, right: Tensor, precondition: Linear) -> Tensor:
-    """Solve a positive semi-definite system; what lies in its null space (as the preconditioner sees it) is left out."""
+def conjugate_gradients(matrix: Linear, right: Tensor, precondition: Linear, accuracy: float) -> Tensor:
+    """Solve a positive semi-definite system to a relative residual; what lies in its preconditioner's null space is left out."""
     solution, residual = torch.zeros_like(right), right
     z = precondition(residual)
     direction, product = z, float(residual @ z)
-    wanted = SOLVED**2 * product
+    wanted = accuracy**2 * product
     for _ in range(2 * right.numel() + 10):
         if product <= wanted or product <= 0.0:
             break

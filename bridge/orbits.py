@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from noetherflow.bridge.group_elements import Element, act_all
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError
+from noetherflow.symbolic.actions import Action
 from noetherflow.symbolic.gauge import symmetries as derive_symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph
-from noetherflow.symbolic.symmetries import Action, Symmetries, Symmetry
+from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 
 # What is asked of a model's symmetries: themselves, the graph they are derived from, or example inputs to trace (as a tuple if several).
 Source = Symmetries | ArchitectureGraph | Tensor | tuple[Any, ...]
@@ -171,6 +172,8 @@ def _unusable(symmetry: Symmetry, approximate: bool) -> str:
     form = next(iter(forms)) if len(forms) == 1 else ""
     if symmetry.kind not in UNDERSTOOD.get(form, ()):
         return f"kind '{symmetry.kind}' with actions {sorted(forms)} is not handled"
+    if any(action.factors or action.image for action in symmetry.actions):
+        return "its generators depend on other parameters, which is not handled"
     if not isinstance(symmetry.dimension, int):
         return f"its size {symmetry.dimension} is symbolic"
     if symmetry.breaking and not approximate:

@@ -11,6 +11,7 @@ one name (the others are aliases), frozen ones are marked, and what has no name 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import is_dataclass
 from itertools import product
@@ -72,7 +73,7 @@ def trace(model: nn.Module, *example_inputs: Any, loss: Loss = None, kwargs: Map
     named, options = _named_loss(loss), dict(kwargs or {})
     wrapped, inputs = (model, example_inputs) if loss is None or named else _with_loss(model, example_inputs, options, loss)
     try:
-        exported = torch.export.export(wrapped, tuple(inputs), options, strict=False)
+        exported = _exported(wrapped, inputs, options)
     except Exception as err:  # torch.export raises many types
         raise TraceError(
             f"torch.export could not trace {type(model).__name__} on inputs {_described(inputs, options)}: {err}. "
@@ -89,6 +90,13 @@ def trace(model: nn.Module, *example_inputs: Any, loss: Loss = None, kwargs: Map
     fold(graph)
     prune(graph, [end])
     return graph
+
+
+def _exported(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        # torch's recurrent layers keep a second list of their weights, which torch.export replaces for the time it traces
+        warnings.filterwarnings("ignore", message=r".*_flat_weights.* assigned during export")
+        return torch.export.export(module, tuple(inputs), options, strict=False)
 
 
 def _end(builder: Builder, results: dict[str, Any], loss: Loss, named: str | None) -> str:
@@ -136,15 +144,14 @@ class _WithLoss(nn.Module):
 
 def _with_loss(model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], loss: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     """The model with its loss behind it; the target's form is found by trying class numbers, then a tensor like the output, then none."""
-    probe = torch.export.export(model, tuple(inputs), options, strict=False)
-    results = _results(probe)
+    results = _results(_exported(model, inputs, options))
     output = first_tensor([n.meta["val"] for n in results.values()])
     whole = (True,) if "0" in results else (True, False)  # an output without names is a tensor already
     failures = []
     for given, target in product(whole, _targets(output)):
         wrapped = _WithLoss(model, loss, len(target), whole=given)
         try:
-            torch.export.export(wrapped, (*inputs, *target), options, strict=False)
+            _exported(wrapped, (*inputs, *target), options)
         except Exception as err:  # whatever the user's loss raises on a target of the wrong form
             failures.append(f"{[tuple(t.shape) for t in target]}: {err}")
         else:

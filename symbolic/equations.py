@@ -34,11 +34,11 @@ def each(systems: Systems, table: AxisTable, terms: tuple[Term, ...]) -> Iterato
             yield key, chosen, [unknown_of(systems, t.value, cell, chosen) for t, cell in zip(terms, row, strict=True)]
 
 
-def summed(pairs: list[tuple[Unknown | None, int | Fraction]]) -> Mapping[Unknown | None, Fraction]:
+def summed(pairs: list[tuple[Unknown | None, int | Fraction]]) -> Mapping[Unknown | None, Fraction | int]:
     """Add up coefficients of equal unknowns."""
-    out: dict[Unknown | None, Fraction] = {}
+    out: dict[Unknown | None, Fraction | int] = {}
     for unknown, coefficient in pairs:
-        out[unknown] = out.get(unknown, Fraction(0)) + coefficient
+        out[unknown] = out.get(unknown, 0) + coefficient
     return out
 
 

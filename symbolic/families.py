@@ -7,6 +7,7 @@ hidden unit"). What is left in the smaller sets becomes families of its own, so 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,13 +47,14 @@ def gather(
         Tensors that are parameters: independence is judged on these.
     """
     spans: dict[Atoms, Span] = {key: Span() for key in solutions}
+    holding = {key: _by_unknown(equations.get(key, ())) for key in solutions}
     families: list[Family] = []
     for key in sorted(solutions, key=lambda k: (-len(k), k)):
         for vector in sorted(solutions[key], key=lambda v: len(on_parameters(v, roots))):
             if not spans[key].add(on_parameters(vector, roots)):
                 continue
             reduced = {s: forget(vector, s, atoms) for s in _subsets(key)}
-            whole = all(_solves(v, equations.get(s, ())) for s, v in reduced.items()) and _all_new(spans, reduced, roots)
+            whole = all(_solves(v, holding[s]) for s, v in reduced.items()) and _all_new(spans, reduced, roots)
             families.append(Family(key, vector, zero_mean=bool(key) and not whole))
     return families
 
@@ -100,9 +102,17 @@ def _all_new(spans: Mapping[Atoms, Span], reduced: Mapping[Atoms, Vector], roots
     return all(added)
 
 
-def _solves(vector: Vector, equations: Sequence[Vector]) -> bool:
-    meeting = ([c * vector[u] for u, c in equation.items() if u in vector] for equation in equations)
-    return all(not terms or sum(terms) == 0 for terms in meeting)
+def _by_unknown(equations: Sequence[Vector]) -> dict[Unknown, list[Vector]]:
+    found: dict[Unknown, list[Vector]] = defaultdict(list)
+    for equation in equations:
+        for unknown in equation:
+            found[unknown].append(equation)
+    return found
+
+
+def _solves(vector: Vector, holding: Mapping[Unknown, Sequence[Vector]]) -> bool:
+    meeting = (equation for unknown in vector for equation in holding.get(unknown, ()))
+    return all(sum(c * vector[u] for u, c in equation.items() if u in vector) == 0 for equation in meeting)
 
 
 def forget(vector: Vector, keep: Atoms, atoms: Mapping[Identity, int]) -> Vector:

@@ -26,14 +26,29 @@ LARGEST_SCALE = 1000
 
 Atoms = tuple[int, ...]
 
+_EXACT = {n: Fraction(n) for n in range(-2, 3)}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Unknown:
     """The part of one tensor's change that depends on the indices `indices` (identities of leaves) of one block."""
 
     root: int
     block: Block
     indices: frozenset[Identity]
+    _hash: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.root, self.block, self.indices)))
+
+    def __hash__(self) -> int:  # taken once: an unknown is looked up often
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        same = isinstance(other, Unknown) and self._hash == other._hash and self.root == other.root
+        return same and self.block == other.block and self.indices == other.indices  # type: ignore[attr-defined]
 
 
 Vector = dict[Unknown, Fraction]
@@ -67,7 +82,7 @@ class Systems:
 
     def state(self, key: Atoms, equation: Mapping[Unknown | None, Fraction | int]) -> None:
         """Add ``sum coefficient * unknown = 0``; None stands for zero."""
-        kept = {u: Fraction(c) for u, c in equation.items() if u is not None and c != 0}
+        kept = {u: _EXACT.get(c) or Fraction(c) for u, c in equation.items() if u is not None and c != 0}
         if kept:
             self.equations[key].append(kept)
 
@@ -96,13 +111,37 @@ def solve(equations: Sequence[Vector], targets: Iterable[Unknown]) -> list[Vecto
 
     Unknowns that no equation holds are free. The basis is canonical for a given order of the targets.
     """
-    ordered_targets = list(dict.fromkeys(targets))
+    zero, left = _without_zeros(equations)
+    ordered_targets = [u for u in dict.fromkeys(targets) if u not in zero]
+    order = {u: i for i, u in enumerate(ordered_targets)}
     out: list[Vector] = []
-    for unknowns, part in _components(equations, ordered_targets):
-        moved = [u for u in ordered_targets if u in unknowns]
+    for unknowns, part in _components(left, ordered_targets):
+        moved = sorted((u for u in unknowns if u in order), key=order.__getitem__)
         if moved:
             out.extend(_solve_component([*moved, *sorted(unknowns - set(moved), key=repr)], len(moved), part))
     return out
+
+
+def _without_zeros(equations: Sequence[Vector]) -> tuple[set[Unknown], list[Vector]]:
+    """Unknowns that are zero because an equation holds no other, again and again, and the equations on the rest."""
+    holding: dict[Unknown, list[int]] = defaultdict(list)
+    for number, equation in enumerate(equations):
+        for unknown in equation:
+            holding[unknown].append(number)
+    open_terms = [len(equation) for equation in equations]
+    zero: set[Unknown] = set()
+    pending = [next(iter(equation)) for equation in equations if len(equation) == 1]
+    while pending:
+        unknown = pending.pop()
+        if unknown in zero:
+            continue
+        zero.add(unknown)
+        for number in holding[unknown]:
+            open_terms[number] -= 1
+            if open_terms[number] == 1:
+                pending.extend(u for u in equations[number] if u not in zero)
+    left = [{u: c for u, c in equation.items() if u not in zero} for equation, n in zip(equations, open_terms, strict=True) if n]
+    return zero, left
 
 
 def _components(equations: Sequence[Vector], targets: Sequence[Unknown]) -> Iterator[tuple[set[Unknown], list[Vector]]]:

@@ -33,7 +33,8 @@ Total = dict[tuple[Atoms, Chosen], list[tuple[Unknown | None, int | Fraction]]]
 
 def shift_equations(program: Program, wanted: frozenset[Atoms]) -> tuple[Systems, Images]:
     """All equations on constant shifts of a program, and the images through weights among their unknowns."""
-    shifts = _Shifts(ignored_directions(program), Images(program))
+    movable = {value.root for value in program.parameters.values() if not value.fixed}
+    shifts = _Shifts(ignored_directions(program), Images(program), movable)
     rules: dict[type, Statement] = {
         Contract: shifts.contract,
         Add: shifts.add,
@@ -48,10 +49,14 @@ def shift_equations(program: Program, wanted: frozenset[Atoms]) -> tuple[Systems
 
 @dataclass
 class _Shifts:
-    """What each primitive states about shifts."""
+    """What each primitive states about shifts.
+
+    `movable` are the tensors that a shift of a parameter may reach without meeting a weight; all others stay, whatever is stated.
+    """
 
     ignored: Ignored
     images: Images
+    movable: set[int]
 
     def contract(self, systems: Systems, table: AxisTable, step: Contract) -> None:
         for row in cells(table, (step.out, *step.operands)):
@@ -70,15 +75,17 @@ class _Shifts:
         term, cell = step.operands[number], row[1 + number]
         averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
         for (key, chosen), parts in total.items():
-            x = unknown_of(systems, term.value, cell, chosen)
+            x = unknown_of(systems, term.value, cell, chosen) if term.value.root in self.movable else None
             if x is None or any(not pattern & x.indices for pattern in patterns):
                 continue
             if averaged and all(label in step.out.labels for label, _ in chosen):
                 parts.append((x, 1))
+                self.movable.add(step.out.value.root)
             elif not self.images.begin(systems, key, chosen, step, row, number, x):
                 systems.state(key, {x: 1})
 
     def add(self, systems: Systems, table: AxisTable, step: Add) -> None:
+        self._reach(step.out.value.root, *(term.value.root for term in step.operands))
         for key, _, (out, *operands) in each(systems, table, (step.out, *step.operands)):
             systems.state(key, summed([(out, 1), *((u, -c) for u, c in zip(operands, step.coefficients, strict=True))]))
         for row in cells(table, (step.out, *step.operands)):
@@ -88,6 +95,7 @@ class _Shifts:
         if step.factor is None:
             unchanged(systems, table, step.out, step.operand)
         else:
+            self._reach(step.out.value.root, step.operand.value.root)
             factor = Fraction(int(step.factor.p), int(step.factor.q))
             for key, _, (out, x) in each(systems, table, (step.out, step.operand)):
                 systems.state(key, summed([(out, 1), (x, -factor)]))
@@ -104,9 +112,16 @@ class _Shifts:
         self.images.stop(systems, table, step.operand)
 
     def join(self, systems: Systems, table: AxisTable, step: Join) -> None:
+        members = [value.root for value in (step.whole, *step.pieces) if value is not None]
+        for member in members:
+            self._reach(member, *members)
         equal_pieces(systems, table, step)
         self.images.join(systems, table, step)
 
     def pin(self, systems: Systems, table: AxisTable, step: Pin) -> None:
         pinned(systems, table, step)
         self.images.pin(systems, table, step)
+
+    def _reach(self, target: int, *sources: int) -> None:
+        if self.movable.intersection(sources):
+            self.movable.add(target)

@@ -63,9 +63,30 @@ def _slice(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return v["input"].narrow(a["dim"], a["start"], a["length"])
 
 
+def _rearranged(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """Those rearrangements whose attributes say which they are."""
+    x, dim = v["input"], a["dims"][0]
+    if "step" in a:
+        return x.movedim(dim, 0)[a["start"] :: a["step"]].movedim(0, dim)
+    if "repeats" in a:
+        return x.repeat_interleave(a["repeats"], dim)
+    assert a["tiled"]
+    return x.repeat([size // before for size, before in zip(shape, x.shape, strict=True)])
+
+
 def _attention(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     options = {"is_causal": a["causal"], "scale": a["scale"], "enable_gqa": a["grouped"]}
     return F.scaled_dot_product_attention(v["query"], v["key"], v["value"], v.get("mask"), a["dropout"], **options)
+
+
+def _rotary(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """(a, b) becomes (a cos - b sin, b cos + a sin); a table of full width repeats over the pair."""
+    axis = -2 if a["pairing"] == "halves" else -1
+    split = (2, shape[-1] // 2) if a["pairing"] == "halves" else (shape[-1] // 2, 2)
+    first, second = v["input"].unflatten(-1, split).unbind(axis)
+    tables = [t if t.shape[-1] == shape[-1] // 2 else t.unflatten(-1, split).select(axis, 0) for t in (v["cosine"], v["sine"])]
+    cosine, sine = tables
+    return torch.stack([first * cosine - second * sine, second * cosine + first * sine], axis).flatten(-2)
 
 
 def _trailing(v: Values, a: Mapping[str, Any]) -> list[int]:
@@ -125,6 +146,7 @@ RULES: Final[dict[str, Rule]] = {
     "elu": _elementwise(F.elu),
     "mish": _elementwise(F.mish),
     "clamp": lambda v, a, shape: v["input"].clamp(a["min"], a["max"]),
+    "rearrange": _rearranged,
     "layer_norm": lambda v, a, shape: F.layer_norm(v["input"], _trailing(v, a), v.get("weight"), v.get("bias"), a["eps"]),
     "rms_norm": lambda v, a, shape: F.rms_norm(v["input"], _trailing(v, a), v.get("weight"), a["eps"]),
     "group_norm": lambda v, a, shape: F.group_norm(v["input"], a["groups"], v.get("weight"), v.get("bias"), a["eps"]),
@@ -135,6 +157,7 @@ RULES: Final[dict[str, Rule]] = {
     "softmax": lambda v, a, shape: v["input"].softmax(a["dim"]),
     "log_softmax": lambda v, a, shape: v["input"].log_softmax(a["dim"]),
     "attention": _attention,
+    "rotary": _rotary,
     "lstm_layer": _recurrent(torch.lstm),
     "gru_layer": _recurrent(torch.gru),
     "identity": _elementwise(lambda x: x),
