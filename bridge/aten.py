@@ -21,7 +21,6 @@ for _name, _operation in {
     "relu": "relu",
     "leaky_relu": "leaky_relu",
     "tanh": "tanh",
-    "gelu": "gelu",
     "silu": "silu",
     "sigmoid": "sigmoid",
     "softplus": "softplus",
@@ -57,6 +56,11 @@ for _name, _exponent in {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": 
 @READERS.reads("pow.Tensor_Scalar")
 def _power(a: Arguments) -> Reading | None:
     return Reading("power", {"input": a["self"]}, {"exponent": a["exponent"]}) if is_number(a["exponent"]) else None
+
+
+@READERS.reads("gelu")
+def _gelu(a: Arguments) -> Reading:
+    return Reading("gelu", {"input": a["self"]}, {"approximate": a["approximate"]})
 
 
 @READERS.reads("hardtanh")

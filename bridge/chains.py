@@ -1,4 +1,4 @@
-"""Chains of operations that are one operation of the vocabulary: normalisations as models write them.
+"""Chains of operations that are one operation of the vocabulary: normalisations, attention and GELU as models write them.
 
 Each is recognised at its last node, by what that is computed from; the node then becomes the one operation. A chain that is not exactly of
 the form stays as its single operations.
@@ -7,6 +7,7 @@ the form stays as its single operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose, pi, sqrt
 
 import torch
 
@@ -28,7 +29,7 @@ def gather(graph: ArchitectureGraph, buffers: Mapping[str, torch.Tensor]) -> Non
     _name_values(graph)
     matcher = Matcher(graph)
     for node in graph.topological_order():
-        for recognise in (_root_mean_square, _unit_norm, _centred, _gained, _shifted):
+        for recognise in (_root_mean_square, _unit_norm, _centred, _gained, _shifted, _attention, _gelu):
             recognise(matcher, node)
         gather_rotation(matcher, node, buffers)
 
@@ -169,3 +170,66 @@ def _unit_norm(m: Matcher, node: str) -> None:
         if len(dims) == 1 and m.shape(length) == tuple(1 if i == dims[0] % len(shape) else size for i, size in enumerate(shape)):
             m.replace(node, "unit_norm", {"input": x}, dim=dims[0] % len(shape), eps=eps)
             return
+
+
+# softmax(scale * q kᵀ + mask) v along the last axis, dropout on the probabilities
+
+
+def _attention(m: Matcher, node: str) -> None:
+    slots = m.made_by(node, "matmul") or {}
+    if set(slots) != {"input", "other"}:
+        return
+    dropped = m.made_by(slots["input"], "dropout")
+    dropout = m.attribute(slots["input"], "p") if dropped else 0.0
+    probabilities, value = dropped["input"] if dropped else slots["input"], slots["other"]
+    scores = (m.made_by(probabilities, "softmax") or {}).get("input", "")
+    if not scores or m.attribute(probabilities, "dim") not in (-1, len(m.shape(scores)) - 1):
+        return
+    for products, mask in [(scores, ""), *m.pairs(scores, "add")]:
+        found = _query_and_key(m, products, value)
+        if found and m.shape(products) == m.shape(scores):
+            query, key, scale = found
+            inputs = {"query": query, "key": key, "value": value, **({"mask": mask} if mask else {})}
+            m.replace(node, "attention", inputs, causal=False, dropout=dropout, scale=scale, grouped=False)
+            return
+
+
+def _query_and_key(m: Matcher, node: str, value: str) -> tuple[str, str, float] | None:
+    """(q, k, factor) of factor * q kᵀ, all of one shape but for their positions and the value's width."""
+    scaled = m.made_by(node, "scale") or {}
+    factor, node = (m.attribute(node, "factor"), scaled["input"]) if scaled else (1.0, node)
+    slots = m.made_by(node, "matmul") or {}
+    if set(slots) != {"input", "other"}:
+        return None
+    query, turned = slots["input"], slots["other"]
+    rank = len(m.shape(query))
+    dims = [*range(rank - 2), rank - 1, rank - 2]
+    key = (m.made_by(turned, "permute", dims=dims) or {}).get("input", "") if rank > 2 else ""
+    if not key or not m.shape(query)[:-2] == m.shape(key)[:-2] == m.shape(value)[:-2] or m.shape(key)[-2] != m.shape(value)[-2]:
+        return None
+    return query, key, factor
+
+
+# x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))
+
+
+def _gelu(m: Matcher, node: str) -> None:
+    for half, gate in m.pairs(node, "multiply"):
+        x = (m.made_by(half, "scale", factor=0.5) or {}).get("input", "")
+        bounded = next((b for b, one in m.pairs(gate, "add") if m.number(one) == 1), "")
+        inner = (m.made_by(bounded, "tanh") or {}).get("input", "") if bounded else ""
+        if x and inner and _is_gelu_argument(m, inner, x):
+            m.replace(node, "gelu", {"input": x}, approximate="tanh")
+            return
+
+
+def _is_gelu_argument(m: Matcher, node: str, x: str) -> bool:
+    argument = (m.made_by(node, "scale") or {}).get("input", "")
+    if not argument or not isclose(m.attribute(node, "factor"), sqrt(2 / pi), rel_tol=1e-6):
+        return False
+    for same, cubic in m.pairs(argument, "add"):
+        cube = (m.made_by(cubic, "scale", factor=0.044715) or {}).get("input", "")
+        raised = m.made_by(cube, "power", exponent=3) if cube else None
+        if raised and m.same(raised["input"], x) and m.same(same, x):
+            return True
+    return False

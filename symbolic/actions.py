@@ -58,6 +58,12 @@ class Factor:
     places: tuple[int, ...]
     power: int = 1
 
+    @property
+    def symbol(self) -> sp.Expr:
+        """What stands for the parameter in formulas."""
+        name = _name(self.parameter, self.patch)
+        return sp.IndexedBase(name) if self.places else sp.Symbol(name)
+
     def spread(self, params: Tensors, rank: int) -> Any:
         """The factor with `rank` dimensions, so that it broadcasts."""
         block = self.patch.view(params[self.parameter].detach())

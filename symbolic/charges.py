@@ -59,8 +59,21 @@ def _on_support(term: sp.Expr, other: Mapping[sp.Symbol, sp.Symbol]) -> sp.Expr:
 
 
 def is_closed(symmetry: Symmetry) -> bool:
-    """Whether every generator of a family has a charge. For a matrix family: those with a symmetric matrix do."""
-    return all(_symmetric_part_closed(symmetry, action) for action in symmetry.actions)
+    """Whether every generator of a family has a charge. For a matrix family: those with a symmetric matrix do.
+
+    The change of one parameter may depend on another (a gain, a weight that a shift passes). No family has the term that would make up for
+    it, ∂ξ[P]/∂R = ∂ξ[R]/∂P, so any such dependence is curvature; were such a family to come, this would deny it a charge, never invent one.
+    """
+    return all(_symmetric_part_closed(symmetry, action) and not depends_on_others(symmetry, action) for action in symmetry.actions)
+
+
+def depends_on_others(symmetry: Symmetry, action: Action) -> bool:
+    """Whether the change of one parameter has a derivative by another."""
+    entry, change = symmetry.action_symbols(action)
+    own = getattr(entry, "base", entry)
+    others = {factor.symbol for factor in (*action.factors, *(action.image.factors if action.image else ()))} - {own}
+    marks = {x: sp.Dummy() for x in change.atoms(sp.Indexed, sp.Symbol) if getattr(x, "base", x) in others}
+    return any(sp.diff(change.xreplace(marks), mark) != 0 for mark in marks.values())
 
 
 def _symmetric_part_closed(symmetry: Symmetry, action: Action) -> bool:
@@ -132,13 +145,23 @@ def _gram(symmetry: Symmetry, action: Action) -> sp.Expr:
 
 
 def charge_count(symmetry: Symmetry) -> Size:
-    """Number of independent charges: the symmetric part of a matrix family, else one per generator (none if not closed)."""
+    """Number of independent charges at a generic point: the symmetric part of a matrix family, else one per generator (none if not closed).
+
+    A symmetric matrix that acts on fewer rows and columns than its size does not see all of itself: with c = n - (all columns that n meets)
+    left over, c (c + 1) / 2 of its charges are functions of the others (marcotte2023abide, for two layers). Symbolic sizes are taken
+    to be small enough that nothing is left over.
+    """
     if not is_closed(symmetry):
         return 0
     if symmetry.matrix:
         *spectators, n = symmetry.sizes
-        return multiply([*spectators, n * (n + 1) // 2 if isinstance(n, int) else n * (n + 1) / 2])
+        left = symmetry.unseen(+1, -1)
+        return multiply([*spectators, _triangle(n) - _triangle(left)])
     return symmetry.dimension
+
+
+def _triangle(n: Size) -> Size:
+    return n * (n + 1) // 2 if isinstance(n, int) else n * (n + 1) / 2
 
 
 def is_linear(symmetry: Symmetry) -> bool:

@@ -6,10 +6,11 @@ traced from a torch module (`noetherflow.bridge.trace`). Sizes may be integers o
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import networkx as nx
 import sympy as sp
@@ -21,6 +22,7 @@ Size: TypeAlias = int | sp.Expr
 Shape: TypeAlias = tuple[Size, ...]
 
 FORMAT = 1
+SIZE_PARTS: Final = ("Symbol", "Integer", "Rational", "Add", "Mul", "Pow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,4 +211,24 @@ def _sizes_out(shape: Shape) -> list[int | str]:
 
 
 def _sizes_in(shape: list[int | str]) -> Shape:
-    return tuple(size if isinstance(size, int) else sp.sympify(size) for size in shape)
+    return tuple(size if isinstance(size, int) else _expression(size) for size in shape)
+
+
+def _expression(text: str) -> sp.Expr:
+    """A size from what `srepr` writes of it. Read as a tree, never evaluated: a graph file may come from a stranger."""
+    try:
+        return _built(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, ValueError) as err:
+        raise GraphError(f"The size {text!r} is not an expression in symbols and numbers, as sympy.srepr writes it.", size=text) from err
+
+
+def _built(node: ast.AST) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
+            return -value
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=options) if name in SIZE_PARTS:
+            return getattr(sp, name)(*map(_built, arguments), **{str(o.arg): _built(o.value) for o in options})
+        case _:
+            raise ValueError(f"{ast.dump(node)} has no place in a size")

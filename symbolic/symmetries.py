@@ -101,6 +101,28 @@ class Symmetry:
         return multiply([size - 1 for size in self.sizes] if self.zero_mean else list(self.sizes))
 
     @cached_property
+    def directions(self) -> Size:
+        """Directions in which the family moves a generic point: fewer than generators where a matrix acts on fewer columns than its size."""
+        if self.matrix:
+            *spectators, n = self.sizes
+            return multiply([*spectators, n * n - self.unseen(+1) * self.unseen(-1)])
+        if self.rotation:
+            *spectators, n = self.sizes
+            centred = 1 if self.centred else 0
+            return multiply([*spectators, _rotations(n - centred) - _rotations(max(0, self.unseen(+1, -1) - centred))])
+        return self.dimension
+
+    def unseen(self, *signs: int) -> int:
+        """How many rows of a matrix family act on nothing: its size less the columns of the blocks it moves with the given signs.
+
+        Zero for symbolic sizes: they are taken to be small enough.
+        """
+        moved = [action for action in self.actions if (1 if action.weight > 0 else -1) in signs]
+        columns = sum(multiply([i.size for d, i in enumerate(a.patch.indices) if d not in a.places]) for a in moved)
+        left = self.sizes[-1] - columns
+        return max(0, left) if isinstance(left, int) else 0
+
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters it moves."""
         return tuple(dict.fromkeys(action.parameter for action in self.actions))
@@ -230,6 +252,11 @@ class Symmetries(Sequence[Symmetry]):
     def dimension(self) -> Size:
         """Total number of independent generators."""
         return sum((s.dimension for s in self._members), start=0)
+
+    @property
+    def directions(self) -> Size:
+        """Total number of directions in which they move a generic point."""
+        return sum((s.directions for s in self._members), start=0)
 
     def moving(self, parameter: str) -> tuple[Symmetry, ...]:
         """The symmetries that move one parameter."""

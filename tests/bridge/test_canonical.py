@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from support.orbits import BUILDERS, EXACT, change, elsewhere, farthest, imbalance, net, output, parameters
+from support.orbits import BUILDERS, EXACT, HANDLED, change, elsewhere, farthest, imbalance, net, output, parameters
 from torch import nn
 
 import noetherflow as nf
@@ -25,10 +26,11 @@ def test_models_of_one_orbit_have_one_form(name: str) -> None:
     assert farthest(here, there) > 0.1
     assert farthest(forms[0].model, forms[1].model) < SAME
     assert change(here, forms[0].model, case.inputs, up_to_shift=name == "convnet") < EXACT
-    assert not forms[0].left
+    assert {s.kind for s in forms[0].left}.isdisjoint(HANDLED)
+    assert bool(forms[0].left) == (name == "transformer")
 
 
-@pytest.mark.parametrize("name", ["mlp", "deep_linear", "convnet"])
+@pytest.mark.parametrize("name", ["mlp", "deep_linear", "convnet", "transformer"])
 def test_models_of_other_functions_have_other_forms(name: str) -> None:
     """Negative control: a small step off the orbit shows."""
     case = net(name)
@@ -48,7 +50,7 @@ def test_the_form_is_a_fixed_point() -> None:
 
 def test_every_gauge_is_fixed_as_it_is_said() -> None:
     case = net("convnet")
-    form = nf.canonical(elsewhere(case, 1), case.symmetries, scale_norm=3.0, approximate=True).model
+    form: Any = nf.canonical(elsewhere(case, 1), case.symmetries, scale_norm=3.0, approximate=True).model
     assert imbalance(case.symmetries, form) < 1e-12
     assert torch.allclose(form[0].weight.square().sum((1, 2, 3)).sqrt(), torch.full((4,), 3.0).double())
     assert float(form[0].bias.detach().abs().max()) < SAME
@@ -58,7 +60,7 @@ def test_every_gauge_is_fixed_as_it_is_said() -> None:
 
 def test_the_frame_of_a_linear_axis_is_diagonal_sorted_and_signed() -> None:
     case = net("deep_linear")
-    first, second, third = (layer.weight.detach() for layer in nf.canonical(case.model, case.symmetries).model.layers)
+    first, second, third = parameters(nf.canonical(case.model, case.symmetries).model).values()
     for writer, reader in ((first, second), (second, third)):
         gram = writer @ writer.T
         assert torch.allclose(gram, reader.T @ reader, atol=1e-12)
@@ -91,7 +93,7 @@ def test_families_that_an_eps_breaks_stay_and_are_named() -> None:
     form = nf.canonical(model, found)
     assert [s.kind for s in form.left if isinstance(s, Symmetry)] == ["scale"]
     assert "left alone: scale 0.weight +1 (the eps of 1 breaks it" in repr(form)
-    assert torch.equal(form.model[0].weight, model[0].weight)
+    assert torch.equal(parameters(form.model)["0.weight"], parameters(model)["0.weight"])
     assert change(model, form.model, x) < EXACT
     assert 0 < change(model, nf.canonical(model, found, approximate=True).model, x) < 1e-2
 
@@ -109,7 +111,7 @@ def test_running_statistics_move_along() -> None:
     model = copy.deepcopy(case.model)
     for seed in range(3):
         model(torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5)
-    form = nf.canonical(model, case.symmetries, approximate=True).model
+    form: Any = nf.canonical(model, case.symmetries, approximate=True).model
     assert change(model.eval(), form.eval(), case.inputs, up_to_shift=True) < EXACT
     form[1].running_mean.copy_(model[1].running_mean)
     assert change(model, form, case.inputs, up_to_shift=True) > 1e-3

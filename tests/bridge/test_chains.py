@@ -291,3 +291,89 @@ NOT_ROTATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 def test_what_is_no_rotation_stays_its_operations(name: str) -> None:
     x, angle = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randn(5, HALF, dtype=torch.float64)
     assert "rotary" not in names(trace(Rotated(NOT_ROTATIONS[name]), x, angle))
+
+
+# --- attention and GELU written out
+
+
+def heads(s: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (x @ w for w in (s.q, s.k, s.v))
+    return q, k, v
+
+
+def attended(s: Any, x: Tensor, **change: Any) -> Tensor:
+    """softmax(0.4 q kᵀ + mask) v, with parts that a test may replace."""
+    q, k, v = heads(s, x)
+    turned = change.get("turned", k.mT)
+    scores = change.get("scale", lambda y: y * 0.4)(q @ turned)
+    scores = change.get("mask", lambda y: y)(scores)
+    weights = scores.softmax(change.get("dim", -1))
+    return change.get("after", lambda p: p)(weights) @ v
+
+
+WRITTEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str, set[str], dict[str, Any]]] = {
+    "attention": (attended, "attention", {"query", "key", "value"}, {"causal": False, "dropout": 0.0, "scale": 0.4, "grouped": False}),
+    "scores divided": (lambda s, x: attended(s, x, scale=lambda y: y / 2), "attention", {"query", "key", "value"}, {"scale": 0.5}),
+    "scores as they are": (lambda s, x: attended(s, x, scale=lambda y: y), "attention", {"query", "key", "value"}, {"scale": 1.0}),
+    "masked": (lambda s, x: attended(s, x, mask=lambda y: y + x[:, :, :5, :5].exp()), "attention", {"query", "key", "value", "mask"}, {}),
+    "biased by a parameter's function": (
+        lambda s, x: attended(s, x, mask=lambda y: s.bias.exp() + y),
+        "attention",
+        {"query", "key", "value", "mask"},
+        {"scale": 0.4},
+    ),
+    "gelu": (lambda s, x: F.gelu(x), "gelu", {"input"}, {"approximate": "none"}),
+    "gelu by tanh": (lambda s, x: F.gelu(x, approximate="tanh"), "gelu", {"input"}, {"approximate": "tanh"}),
+    "gelu as GPT-2": (
+        lambda s, x: 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3.0))),
+        "gelu",
+        {"input"},
+        {"approximate": "tanh"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(WRITTEN))
+def test_attention_and_gelu_written_out_are_recognised(name: str) -> None:
+    function, operation, slots, attributes = WRITTEN[name]
+    model = Block(function, q=parameter(6, 4), k=parameter(6, 4), v=parameter(6, 3), bias=parameter(3, 5, 5))
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    graph = trace(model, x)
+    ((node, found),) = ((n, d) for n, d in graph.nodes(data=True) if d["operation"] == operation)
+    assert set(graph.inputs_of(node)) == slots
+    assert attributes.items() <= found["attributes"].items()
+    assert "softmax" not in names(graph)
+    assert "tanh" not in names(graph)
+    torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_of_attention_written_out_is_its_own() -> None:
+    model = Block(lambda s, x: attended(s, x, after=lambda p: F.dropout(p, 0.25)), q=parameter(6, 4), k=parameter(6, 4), v=parameter(6, 3))
+    graph = trace(model, torch.randn(2, 3, 5, 6, dtype=torch.float64))
+    (found,) = (d for _, d in graph.nodes(data=True) if d["operation"] == "attention")
+    assert found["attributes"]["dropout"] == 0.25
+
+
+NOT_WRITTEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "probabilities over the queries": lambda s, x: attended(s, x, dim=-2),
+    "keys that are not turned": lambda s, x: attended(s, x, turned=heads(s, x)[1].reshape(2, 3, 4, 5)),
+    "keys turned otherwise": lambda s, x: attended(s, x, turned=heads(s, x)[1].permute(1, 0, 3, 2).reshape(2, 3, 4, 5)),
+    "keys shared by the heads": lambda s, x: attended(s, x, turned=heads(s, x)[1].mT[:, :1]),
+    "bounded scores": lambda s, x: attended(s, x, mask=torch.tanh),
+    "two masks": lambda s, x: attended(s, x, mask=lambda y: y + s.bias.exp() + s.bias.sin()),
+    "probabilities times a number": lambda s, x: attended(s, x, after=lambda p: p * 2.0),
+    "probabilities less one": lambda s, x: attended(s, x, after=lambda p: p - 1.0),
+    "gelu with another constant": lambda s, x: 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.05 * x**3))),
+    "gelu with another root": lambda s, x: 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.044715 * x**3))),
+    "gelu of a square": lambda s, x: 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**2))),
+    "gelu of two tensors": lambda s, x: 0.5 * x.sin() * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("name", list(NOT_WRITTEN))
+def test_what_only_looks_like_attention_or_gelu_stays_its_operations(name: str) -> None:
+    model = Block(NOT_WRITTEN[name], q=parameter(6, 4), k=parameter(6, 4), v=parameter(6, 3), bias=parameter(3, 5, 5))
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    graph = trace(model, x)
+    assert not {"attention", "gelu"} & set(names(graph))
+    torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)

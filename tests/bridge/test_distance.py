@@ -87,7 +87,7 @@ def test_what_no_family_moves_counts_as_it_is() -> None:
     model = nf.models.MLP([3, 4, 2], "tanh").double()
     b = copy.deepcopy(model)
     with torch.no_grad():
-        b.layers[1].bias[0] += 2.0
+        parameters(b)["layers.1.bias"][0] += 2.0
     assert nf.distance(model, b, torch.randn(4, 3).double()) == pytest.approx(2.0, rel=1e-12)
 
 

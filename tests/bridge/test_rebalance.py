@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_scales_sixteen_orders_apart_are_balanced() -> None:
     with torch.no_grad():
         model.layers[0].weight.mul_(torch.logspace(-8, 8, 8, dtype=torch.float64)[:, None])
     case = nf.symmetries(nf.trace(model, torch.randn(4, 5).double()))
-    moved = nf.rebalance(model, case).model
+    moved: Any = nf.rebalance(model, case).model
     incoming = moved.layers[0].weight.square().sum(1) + moved.layers[0].bias.square()
     assert torch.allclose(incoming, moved.layers[1].weight.square().sum(0), rtol=1e-12, atol=0)
 
@@ -74,7 +75,8 @@ def test_a_pure_scale_is_left_alone_or_set_to_a_norm() -> None:
     left = nf.rebalance(case.model, case.graph, approximate=True)
     assert [s.kind for s in left.left if isinstance(s, Symmetry)].count("scale") == 1
     moved = nf.rebalance(case.model, case.graph, approximate=True, scale_norm=2.0)
-    filters = moved.model[0].weight.square().sum((1, 2, 3)) + moved.model[0].bias.square()
+    own = parameters(moved.model)
+    filters = own["0.weight"].square().sum((1, 2, 3)) + own["0.bias"].square()
     assert torch.allclose(filters, torch.full((4,), 4.0, dtype=torch.float64), rtol=1e-12)
     assert imbalance(case.symmetries, moved.model) < ZERO
     assert change(case.model, moved.model, case.inputs) < EXACT
@@ -85,17 +87,17 @@ def test_a_pure_scale_is_left_alone_or_set_to_a_norm() -> None:
 def test_scales_that_an_eps_breaks_are_used_only_when_asked() -> None:
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
     moved = nf.rebalance(model, torch.randn(8, 3).double(), scale_norm=1.0)
-    assert torch.equal(moved.model[0].weight, model[0].weight)
+    assert torch.equal(parameters(moved.model)["0.weight"], model[0].weight)
     assert any("eps of 1 breaks it" in why for why in moved.left.values())
     used = nf.rebalance(model, torch.randn(8, 3).double(), scale_norm=1.0, approximate=True)
-    assert torch.allclose(used.model[0].weight.norm(dim=1), torch.ones(4).double())
+    assert torch.allclose(parameters(used.model)["0.weight"].norm(dim=1), torch.ones(4).double())
 
 
 # --- no least norm
 
 
-def dead_unit() -> nn.Module:
-    model = nf.models.MLP([5, 4, 3]).double()
+def dead_unit() -> Any:
+    model: Any = nf.models.MLP([5, 4, 3]).double()
     with torch.no_grad():
         model.layers[1].weight[:, 2] = 0.0
     return model
@@ -108,7 +110,7 @@ def test_a_unit_that_nothing_reads_is_refused_or_left_alone() -> None:
     assert caught.value.data["generators"] == [[2]]
     moved = nf.rebalance(model, x, strict=False)
     assert any("generators 2 " in why for why in moved.left.values())
-    assert torch.equal(moved.model.layers[0].weight[2], model.layers[0].weight[2])
+    assert torch.equal(parameters(moved.model)["layers.0.weight"][2], model.layers[0].weight[2])
     values, size = charges(nf.symmetries(nf.trace(model, x))[0], moved.model)
     assert [i for i, q in enumerate(values) if abs(q) > ZERO * size] == [2]
 
@@ -190,7 +192,7 @@ def test_shared_parameters_stay_shared() -> None:
     layers = (nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model, x = nn.Sequential(*layers).double(), torch.randn(6, 5).double()
     model[4].weight = model[2].weight
-    moved = nf.rebalance(model, x).model
+    moved: Any = nf.rebalance(model, x).model
     assert moved[4].weight is moved[2].weight
     assert not torch.equal(moved[4].weight, model[4].weight)
     assert change(model, moved, x) < EXACT

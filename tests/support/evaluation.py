@@ -132,7 +132,7 @@ RULES: Final[dict[str, Rule]] = {
     "power": lambda v, a, shape: v["input"] ** a["exponent"],
     "relu6": _elementwise(F.relu6),
     "tanh": _elementwise(torch.tanh),
-    "gelu": _elementwise(F.gelu),
+    "gelu": lambda v, a, shape: F.gelu(v["input"], approximate=a["approximate"]),
     "silu": _elementwise(F.silu),
     "sigmoid": _elementwise(torch.sigmoid),
     "softplus": _elementwise(F.softplus),

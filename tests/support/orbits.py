@@ -6,24 +6,26 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from support.nets import convnet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import noetherflow as nf
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 
 EPS: Final = 1e-30  # of BatchNorm: its scale laws are exact
 EXACT: Final = 1e-10  # relative; what the tools promise of the function in float64
+HANDLED: Final = frozenset({"rescale", "scale", "linear", "translation", "null"})
 
 
 @dataclass(frozen=True)
 class Net:
     """A network in float64 with a batch and its symmetries."""
 
-    model: nn.Module
+    model: Any
     inputs: Tensor
     graph: nf.ArchitectureGraph
     symmetries: Symmetries
@@ -31,11 +33,29 @@ class Net:
 
 def _with_drawn_norms(model: nn.Module) -> nn.Module:
     for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm2d | nn.LayerNorm):
             part.eps = EPS
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias)
     return model
+
+
+class Transformer(nn.Module):
+    """One pre-norm block on vectors: two heads, and a gated layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.gate, self.up, self.down = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as the input: (batch, tokens, 8)."""
+        normed = self.norm1(x)
+        heads = [part(normed).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        x = x + self.out(F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2))
+        normed = self.norm2(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
 
 BUILDERS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
@@ -44,6 +64,7 @@ BUILDERS: Final[dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
     "deep_linear": (lambda: nf.models.MLP([4, 3, 3, 4], "linear", bias=False), (9, 4)),
     "wide_linear": (lambda: nf.models.MLP([2, 5, 2], "linear", bias=False), (9, 2)),
     "convnet": (lambda: _with_drawn_norms(convnet()), (6, 1, 8, 8)),
+    "transformer": (lambda: _with_drawn_norms(Transformer()), (4, 5, 8)),
     "resnet": (lambda: _with_drawn_norms(nf.models.build("resnet18", width=0.125)), (4, 1, 28, 28)),
 }
 
@@ -99,11 +120,11 @@ def imbalance(symmetries: Symmetries, model: nn.Module, kinds: tuple[str, ...] =
     return max((float(q.abs().max() / size) for q, size in measured), default=0.0)
 
 
-def elsewhere(case: Net, seed: int, size: float = 0.3) -> nn.Module:
-    """The model at a random point of its orbit, by every family's own `transform`."""
+def elsewhere(case: Net, seed: int, size: float = 0.3) -> Any:
+    """The model at a random point of its orbit, by the own `transform` of every family that tools use."""
     generator = torch.Generator().manual_seed(seed)
     moved = parameters(case.model)
-    for symmetry in case.symmetries:
+    for symmetry in (s for s in case.symmetries if s.kind in HANDLED):
         moved = symmetry.transform(moved, size * torch.randn(symmetry.dimension, generator=generator, dtype=torch.float64))
     model = copy.deepcopy(case.model)
     model.load_state_dict(moved, strict=False)

@@ -105,6 +105,14 @@ def mixtral(**options: Any) -> Specimen:
 
 
 @_builder
+def llama_lora() -> Specimen:
+    package = pytest.importorskip("peft", reason="peft is not installed (the extra 'models' has it)")
+    model, inputs, options = llama()
+    config = package.LoraConfig(r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj", "up_proj"])
+    return package.get_peft_model(model, config).train(), inputs, options
+
+
+@_builder
 def mamba() -> Specimen:
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 8, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 3, "use_cache": False}
     package = _transformers()

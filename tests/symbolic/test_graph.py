@@ -163,8 +163,9 @@ def test_a_symbolic_width_gives_a_symbolic_dimension() -> None:
     n = sp.Symbol("n", integer=True, positive=True)
     (hidden,) = symmetries(mlp(3, n, 2))
     assert (hidden.kind, hidden.dimension) == ("rescale", n)
-    (matrices,) = symmetries(mlp(3, n, 2, activation="identity"))
-    assert sp.expand(matrices.dimension - n**2) == 0
+    matrices, shifts = symmetries(mlp(3, n, 2, activation="identity"))
+    assert (matrices.kind, sp.expand(matrices.dimension - n**2)) == ("linear", 0)
+    assert (shifts.kind, shifts.dimension) == ("affine", n)
 
 
 def test_a_symbolic_result_agrees_with_every_number() -> None:

@@ -52,11 +52,18 @@ def test_a_law_can_be_stated_for_width_n() -> None:
 
 
 def test_a_matrix_family_has_charges_for_its_symmetric_part_only() -> None:
-    (symmetry,) = symmetries(mlp("identity"))
-    assert symmetry.dimension == 25
+    symmetry, shift = symmetries(mlp("identity"))
+    assert (symmetry.kind, symmetry.dimension, shift.kind) == ("linear", 25, "affine")
     assert charge_count(symmetry) == 15
     assert is_closed(symmetry)
     assert all(curvature(symmetry, action) != 0 for action in symmetry.actions if len(action.patch.indices)), "not for every matrix"
+
+
+def test_what_a_bias_takes_back_behind_a_weight_has_no_charge() -> None:
+    """b0 <- b0 + v, b1 <- b1 - w1 v: its one-form is not closed, for w1 is a parameter."""
+    _, shift = symmetries(mlp("identity"))
+    assert not is_closed(shift)
+    assert charge_count(shift) == 0
 
 
 def test_groups_weigh_the_charge_with_their_step_sizes() -> None:
