@@ -159,9 +159,9 @@ def _turn(family: Symmetry, tensors: Tensors) -> Element:
 
 
 def _anchor(family: Symmetry, open_families: Sequence[Symmetry]) -> Action | None:
-    """The first of a family's actions whose parameter has no other axis with open signs."""
-    taken = [a.parameter for f in open_families for a in f.actions]
-    return next((a for a in family.actions if taken.count(a.parameter) == 1), None)
+    """The first of a family's actions whose block of a parameter has no other axis with open signs."""
+    taken = [(a.parameter, a.patch) for f in open_families for a in f.actions]
+    return next((a for a in family.actions if taken.count((a.parameter, a.patch)) == 1), None)
 
 
 def _flip(family: Symmetry, anchor: Action, tensors: Tensors) -> Element:

@@ -25,8 +25,8 @@ def fold_gains(
 ) -> Moved:
     """Set the gains of normalisations to one and multiply the weights that read them instead; the function is unchanged.
 
-    Uses rescale families that move one gain each: γ_j and β_j up, the readers' columns j down (THEORY: γ_j² + β_j² - ‖U_·j‖² is their
-    charge). With a_j = -log|γ_j| the gain becomes ±1: a scale is positive, so a negative gain stays negative. Left alone, and named in
+    Uses rescale families that move one gain each: γ_j and β_j up, the readers' columns j down (their charge is γ_j² + β_j² - ‖U_·j‖²
+    over two). With a_j = -log|γ_j| the gain becomes ±1: a scale is positive, so a negative gain stays negative. Left alone, and named in
     ``.left``: a zero gain (no scale changes it), a family that moves several gains at once (all normalisations that write one residual
     stream share its scale), and a gain that no family moves (what reads it is not homogeneous).
 

@@ -177,8 +177,9 @@ def _unusable(symmetry: Symmetry, approximate: bool) -> str:
     if not isinstance(symmetry.dimension, int):
         return f"its size {symmetry.dimension} is symbolic"
     if symmetry.breaking and not approximate:
-        sites = [site.module or site.node for site in symmetry.breaking]
-        return f"the eps of {', '.join(dict.fromkeys(sites))} breaks it; approximate=True uses it all the same"
+        first, *others = dict.fromkeys(site.module or site.node for site in symmetry.breaking)
+        more = f" and of {len(others)} others" if others else ""
+        return f"the eps of {first}{more} breaks it; approximate=True uses it all the same"
     return ""
 
 

@@ -42,7 +42,8 @@ def rebalance(
     symmetries : Symmetries, ArchitectureGraph, Tensor or tuple
         ``nf.symmetries(graph)``, the graph of ``nf.trace(model, ...)``, or example inputs to trace.
     scale_norm : float, optional
-        Norm given to what each generator of a pure scale moves (a filter before BatchNorm); what is zero stays zero.
+        Norm given to what each generator of a pure scale moves (a filter before BatchNorm): the root of Σ weight · ‖block‖², its weights
+        one as a rule. What is zero stays zero.
     strict : bool
         Where the least norm is not attained, raise (default), or leave the family (of dead units: those generators) alone. That is so for a
         unit that is written and never read, and for linear layers of unequal rank, such as a hidden layer wider than the output.

@@ -12,7 +12,7 @@ one name (the others are aliases), frozen ones are marked, and what has no name 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import is_dataclass
 from itertools import product
 from typing import Any, Final
@@ -105,7 +105,7 @@ def _end(builder: Builder, results: dict[str, Any], loss: Loss, named: str | Non
     if not known:
         raise TraceError("The model's output does not depend on any traced tensor.")
     if named is not None:
-        first = next((n for n in known if n.meta["val"].is_floating_point()), known[0])
+        first = _main(results) or known[0]
         by_rank = isinstance(loss, str) and named == "cross_entropy"
         axis = {"axis": 1 if first.meta["val"].dim() > 3 else -1} if by_rank else {}
         return builder.end("loss", named, {"input": first}, **axis)
@@ -144,9 +144,10 @@ class _WithLoss(nn.Module):
 
 def _with_loss(model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], loss: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     """The model with its loss behind it; the target's form is found by trying class numbers, then a tensor like the output, then none."""
-    results = _results(_exported(model, inputs, options))
-    output = first_tensor([n.meta["val"] for n in results.values()])
-    whole = (True,) if "0" in results else (True, False)  # an output without names is a tensor already
+    probe = _exported(model, inputs, options)
+    main, spec = _main(_results(probe)), probe.call_spec.out_spec
+    output = first_tensor(main.meta["val"] if main is not None else [])
+    whole = (True,) if spec is None or spec.is_leaf() else (True, False)  # an output that is a tensor has no other form
     failures = []
     for given, target in product(whole, _targets(output)):
         wrapped = _WithLoss(model, loss, len(target), whole=given)
@@ -181,19 +182,34 @@ def first_tensor(values: Any) -> torch.Tensor:
 
 
 def _results(exported: torch.export.ExportedProgram, *, labelled: bool = False) -> dict[str, Any]:
-    """The export nodes of what is returned and a loss may see, by name where it is a dataclass with names, else by number."""
+    """The export nodes of what is returned and a loss may see, by name where the output has names, else by number."""
     output = next(n for n in reversed(exported.graph.nodes) if n.op == "output")
-    leaves = flat(output.args)
     spec = exported.call_spec.out_spec
-    if spec is None or not is_dataclass(spec.type) or spec.num_leaves != len(leaves) or not isinstance(spec.context, list):
-        return {str(i): n for i, n in enumerate(leaves) if isinstance(n, torch.fx.Node)}
-    members: dict[str, Any] = {}
-    for name, child in zip(spec.context, spec.children(), strict=True):
-        first, leaves = leaves[: child.num_leaves], leaves[child.num_leaves :]
-        if child.is_leaf() and isinstance(first[0], torch.fx.Node) and first[0].meta["val"].is_floating_point():
-            members[name] = first[0]
+    members = {name: n for name, n in _members(flat(output.args), spec) if isinstance(n, torch.fx.Node)}
+    if spec is None or not is_dataclass(spec.type):
+        return members
+    members = {name: n for name, n in members.items() if "." not in name and _is_float(n)}
     chosen = next((name for name in ("loss", "logits")[not labelled :] if name in members), None)
     return {chosen: members[chosen]} if chosen else members
+
+
+def _members(leaves: list[Any], spec: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of an output with their names; those of a member that is no tensor have a dot in theirs."""
+    if spec is None or not isinstance(spec.context, list) or spec.num_leaves != len(leaves):
+        yield from ((str(i), leaf) for i, leaf in enumerate(leaves))
+        return
+    for name, child in zip(spec.context, spec.children(), strict=True):
+        inside, leaves = leaves[: child.num_leaves], leaves[child.num_leaves :]
+        yield from ((str(name) if child.is_leaf() else f"{name}.{i}", leaf) for i, leaf in enumerate(inside))
+
+
+def _is_float(node: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and bool(node.meta["val"].is_floating_point())
+
+
+def _main(results: Mapping[str, Any]) -> Any:
+    """The export node that a loss is put on: the logits, or the first of floating-point numbers."""
+    return results.get("logits") or next(filter(_is_float, results.values()), None)
 
 
 def _described(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> list[Any]:

@@ -20,12 +20,14 @@ from noetherflow.bridge.optimizers import rule_of
 from noetherflow.bridge.sabotage import SABOTAGES
 from noetherflow.bridge.trace import trace
 from noetherflow.bridge.verify import verify
+from noetherflow.deriving import load, show
 from noetherflow.errors import DataError, NoetherflowError, ReportError, RunError
 from noetherflow.numeric import data, models
+from noetherflow.numeric.progress import activity
 from noetherflow.numeric.report import Report
-from noetherflow.symbolic.charges import formula
+from noetherflow.symbolic.display import to_json
 from noetherflow.symbolic.drawing import draw_svg
-from noetherflow.symbolic.laws import Laws, derive
+from noetherflow.symbolic.laws import derive
 from noetherflow.symbolic.rules import SGD
 
 DATA = ("fashion-mnist", "fashion-mnist-subset", "digits", "cifar10")
@@ -90,8 +92,10 @@ def _verify_options(one: argparse.ArgumentParser) -> None:
 
 
 def _derive_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("target", nargs="?", metavar="MODEL", help="a model listed here, or FILE.py:FUNCTION that returns (model, inputs)")
     _model_options(one)
     one.add_argument("--latex", action="store_true", help="formulas in LaTeX")
+    one.add_argument("--json", type=Path, help="write families, generators, charges and balance laws here ('-': to the terminal)")
     one.add_argument("--graph", type=Path, help="write the architecture graph here: .json or .svg")
 
 
@@ -233,29 +237,33 @@ def _settings(chosen: argparse.Namespace, images: Any) -> dict[str, str]:
 
 
 def _derive(chosen: argparse.Namespace, console: Console) -> int:
-    model, spec = _built(chosen)
-    graph = trace(model, torch.zeros(chosen.batch, spec.channels, spec.image, spec.image), loss=chosen.loss)
-    rule = rule_of(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4))
-    laws = derive(graph, rule)
-    _print_laws(laws, console, latex=chosen.latex)
+    if chosen.target is None or chosen.target in models.MODELS:
+        chosen.model = chosen.target or chosen.model
+        model, spec = _built(chosen)
+        inputs: tuple[Any, ...] = (torch.zeros(chosen.batch, spec.channels, spec.image, spec.image),)
+    else:
+        model, inputs = load(chosen.target)
+    with activity(f"Tracing {chosen.target or chosen.model}"):
+        graph = trace(model, *inputs, loss=chosen.loss)
+    with activity("Deriving its symmetries and laws"):
+        laws = derive(graph, rule_of(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)))
+    if str(chosen.json) == "-":
+        print(to_json(laws))
+        return 0
+    show(laws, console, latex=chosen.latex)
+    if chosen.json is not None:
+        _write(chosen.json, to_json(laws))
     if chosen.graph is not None:
-        text = graph.to_json() if chosen.graph.suffix == ".json" else draw_svg(graph, laws.symmetries)
-        chosen.graph.write_text(text)
+        _write(chosen.graph, graph.to_json() if chosen.graph.suffix == ".json" else draw_svg(graph, laws.symmetries))
     return 0
 
 
-def _print_laws(laws: Laws, console: Console, *, latex: bool) -> None:
-    for law in laws:
-        console.print(f"{law.name}: {law.count} charges", style="bold", highlight=False, markup=False)
-        for name in law.symmetry.parameters:
-            console.print(f"    {name}", highlight=False, markup=False)
-        shown = law.latex() if latex else f"Q = {formula(law.symmetry)}"
-        console.print(f"    {shown}", highlight=False, markup=False, soft_wrap=True)
-    for equation in laws[0].balance.equations if len(laws) else ():
-        console.print(f"  {equation.lhs} = {equation.rhs}", highlight=False, markup=False, soft_wrap=True)
-    for node, why in laws.opaque.items():
-        console.print(f"opaque: {node} ({why})", style="yellow", highlight=False, markup=False)
-    console.print(f"{len(laws)} laws, {laws.charges} charges", style="bold", highlight=False)
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as err:
+        raise ReportError(f"'{path}' cannot be written: {err.strerror}. Choose another.", path=str(path)) from err
 
 
 def _report(chosen: argparse.Namespace, console: Console) -> int:

@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["PATIENCE", "shown"]
+__all__ = ["PATIENCE", "activity", "shown"]
 
 PATIENCE: Final = 2.0
 """Seconds before a bar appears."""
@@ -49,3 +50,17 @@ def shown(items: Iterable[T], text: str, total: int | None = None, console: Cons
     finally:
         if started:
             progress.stop()
+
+
+@contextmanager
+def activity(text: str) -> Iterator[None]:
+    """A moving sign on standard error while something without steps to count goes on; it is gone afterwards.
+
+    Examples
+    --------
+    >>> with activity("thinking"):
+    ...     6 * 7
+    42
+    """
+    with Console(file=sys.stderr).status(text):
+        yield

@@ -3,7 +3,7 @@
 Along an index of size n the network may be symmetric under all of GL(n), or under rotations only. For an antisymmetric or off-diagonal
 matrix X every tensor that carries the index either carries X too or nothing, so carriers fall into connected components:
 
-    contract    two operands contracted: X on one, -X^T on the other; handed to the result: X on both; a gain g in between: g X g^-1 behind it
+    contract    two operands contracted: X on one, -X^T on the other; handed to the result: X on both; behind a gain g: g X g^-1
     add         X on all addends and the result
     apply       a linear function hands X on, no other does
     normalize   |x| bears rotations along the normalised index, and those that fix (1, ..., 1) if it centres

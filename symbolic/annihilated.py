@@ -150,12 +150,13 @@ class _Search:
         if not all(identity in moved for identity in _needed(empty)) or (empty.biases and not step.uniform):
             return
         patterns = operand_patterns(step, row, 1 - number, self._ignored)
-        bias = self._bias(step, out, theirs) if empty.biases else (None, ())
-        if bias is not None:
-            self.found.append(Reader((weight.root, theirs.block), _renamed(empty, moved), *bias, frozenset().union(*patterns)))
+        bias, indices = (self._bias(step, out, theirs) or (None, ())) if empty.biases else (None, ())
+        if bias is not None or not empty.biases:
+            seen = frozenset().union(*patterns)
+            self.found.append(Reader((weight.root, theirs.block), _renamed(empty, moved), bias, indices, seen))
 
     def _bias(self, step: Contract, out: Cell, weight: Cell) -> tuple[tuple[int, Block], tuple[tuple[Identity, Identity], ...]] | None:
-        """The bias that is added to a reader's result, if it and nothing else can take back a shift that depends on the weight's indices."""
+        """The bias that is added to a reader's result, if it can take back a shift that depends on the weight's indices."""
         ours = {leaf.identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
         consumers = self._consumers[step.out.value.root]
         if len(consumers) != 1 or not isinstance(consumers[0], Add) or not ours:

@@ -83,7 +83,7 @@ def _seen_by(table: AxisTable, step: Primitive, ignored: Ignored) -> Iterator[tu
 
 def _absorbed(table: AxisTable, step: Normalize) -> Iterator[tuple[tuple[int, Block], set[Pattern]]]:
     term = step.operand
-    over = {label for label in term.labels if label in step.over}
+    over: set[str | None] = {label for label in term.labels if label in step.over}
     whole = all(len(table.segments(term.value.axes[term.labels.index(label)])) == 1 for label in over)
     for (cell,) in cells(table, (term,)):
         yield _where(term, cell), {_along(cell, over)} if step.shift and over and whole else set()

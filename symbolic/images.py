@@ -163,12 +163,9 @@ class Images:
             self._stop(systems, tag, held, *source)
             return
         self._put(target[0], target[1].block, tag, places, held.keys)
-        equation = {
-            _unknown(target[0], target[1].block, tag): 1,
-            _unknown(source[0], source[1].block, tag): -Fraction(int(factor.p), int(factor.q)),
-        }
+        there, here = _unknown(target[0], target[1].block, tag), _unknown(source[0], source[1].block, tag)
         for key in held.keys:
-            systems.state(key, equation)
+            systems.state(key, summed([(there, 1), (here, -Fraction(int(factor.p), int(factor.q)))]))
 
     def _stop(self, systems: Systems, tag: Identity, held: _Held, root: int, cell: Cell) -> None:
         for key in held.keys:

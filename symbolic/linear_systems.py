@@ -26,7 +26,7 @@ LARGEST_SCALE = 1000
 
 Atoms = tuple[int, ...]
 
-_EXACT = {n: Fraction(n) for n in range(-2, 3)}
+_EXACT: dict[Fraction | int, Fraction] = {n: Fraction(n) for n in range(-2, 3)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

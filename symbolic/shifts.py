@@ -67,7 +67,7 @@ class _Shifts:
                 self.images.contract(systems, step, row, number, patterns)
             for (key, chosen), parts in total.items():
                 out = unknown_of(systems, step.out.value, row[0], chosen)
-                systems.state(key, summed([(out, 1), *((u, -c) for u, c in parts)]))  # type: ignore[list-item]
+                systems.state(key, summed([(out, 1), *((u, -c) for u, c in parts)]))
 
     def _operand(
         self, systems: Systems, step: Contract, row: Sequence[Cell], number: int, patterns: set[frozenset[Identity]], total: Total

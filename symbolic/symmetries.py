@@ -102,7 +102,7 @@ class Symmetry:
 
     @cached_property
     def directions(self) -> Size:
-        """Directions in which the family moves a generic point: fewer than generators where a matrix acts on fewer columns than its size."""
+        """Directions in which the family moves a generic point: fewer than generators where a matrix meets fewer columns than its size."""
         if self.matrix:
             *spectators, n = self.sizes
             return multiply([*spectators, n * n - self.unseen(+1) * self.unseen(-1)])

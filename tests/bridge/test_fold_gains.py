@@ -64,7 +64,7 @@ def test_gains_of_a_transformer_are_folded_into_all_their_readers() -> None:
     assert moved.before > 0.1
     assert moved.after < 1e-12
     assert not moved.left
-    for norm, readers in (("norm1", ("query", "key", "value")), ("norm2", ("gate", "up"))):
+    for norm, readers in (("norm1", ("attend",)), ("norm2", ("gate", "up"))):
         gain = parameters(case.model)[f"{norm}.weight"]
         for reader in readers:
             folded, before = (parameters(m)[f"{reader}.weight"] for m in (moved.model, case.model))

@@ -2,6 +2,7 @@
 
 A `Step` is a kind and four small numbers. `Assembled` tries the steps in turn on a small batch and leaves out those that do not fit, so
 that every list of steps is a network and hypothesis can shrink it. Values may be read again, cut, glued, multiplied and overwritten.
+Here are plain layers and functions; blocks of today's architectures are steps too, in `support.assembled_blocks`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Assembled(nn.Module):
         self.parts = nn.ModuleList()
         self.weights = nn.ParameterList()
         self.runs: list[Run] = []
-        self.outputs, self.smallest_variance, self.watching = outputs, torch.inf, False
+        self.outputs = outputs
         values = [torch.randn(BATCH, *shape)]
         for step in steps:
             self._try(step, values)
@@ -162,16 +163,7 @@ def _batch_norm(network: Assembled, values: list[Tensor], step: Step) -> Run:
     part = kind(x.shape[1], eps=EPS, affine=step.a % 3 != 0)
     if step.b % 5 == 4:
         part.eval()
-    number = shared(network, step, kind, part)
-
-    def run(values: list[Tensor]) -> Tensor:
-        if network.watching and network.parts[number].training:
-            over = [d for d in range(values[place].dim()) if d != 1]
-            smallest = float(values[place].detach().var(over, correction=0).min())
-            network.smallest_variance = min(network.smallest_variance, smallest)
-        return network.parts[number](values[place])
-
-    return run
+    return part_run(network, shared(network, step, kind, part), place)
 
 
 ACTIVATIONS: Final[tuple[Callable[[], nn.Module], ...]] = (

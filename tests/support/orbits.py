@@ -41,18 +41,17 @@ def _with_drawn_norms(model: nn.Module) -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """One pre-norm block on vectors: two heads, and a gated layer."""
+    """One pre-norm block on vectors: two heads whose queries, keys and values lie in one weight, and a gated layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
-        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.attend, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
         self.gate, self.up, self.down = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as the input: (batch, tokens, 8)."""
-        normed = self.norm1(x)
-        heads = [part(normed).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        heads = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.attend(self.norm1(x)).chunk(3, -1)]
         x = x + self.out(F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2))
         normed = self.norm2(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))

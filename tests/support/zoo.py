@@ -6,6 +6,7 @@ missing, the test that asked for it is skipped and says so.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -109,7 +110,9 @@ def llama_lora() -> Specimen:
     package = pytest.importorskip("peft", reason="peft is not installed (the extra 'models' has it)")
     model, inputs, options = llama()
     config = package.LoraConfig(r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj", "up_proj"])
-    return package.get_peft_model(model, config).train(), inputs, options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that is going out of use
+        return package.get_peft_model(model, config).train(), inputs, options
 
 
 @_builder

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from support.assembled import BATCH, MAKERS, Assembled, Step
+from support.assembled_blocks import BLOCKS, smallest_variance
 from support.cases import CASES, Case
 from support.invariance import Probe, independent_directions, violations
 
@@ -18,11 +19,11 @@ from noetherflow.symbolic.gauge import symmetries
 LIKELY = ("linear", "linear", "linear", "activation", "activation", "batch_norm", "pair", "convolution")
 VECTORS = ((3,), (4,), (1,), (4, 3), (2, 4), (1, 4))
 IMAGES = ((2, 4, 4), (3, 4, 4), (4, 5, 4), (1, 4, 4), (2, 4, 1), (2, 3, 3, 3), (3, 5))
-# A variance this small makes BatchNorm amplify rounding: what is then unequal is arithmetic, not symmetry.
+# A variance this small makes a norm amplify rounding: what is then unequal is arithmetic, not symmetry.
 SMALLEST_VARIANCE = 1e-5
 
 _small = st.integers(0, 23)
-_step = st.builds(Step, st.sampled_from((*MAKERS, *LIKELY, *LIKELY)), st.sampled_from((0, 0, 0, 1, 1, 2, 3)), _small, _small, _small)
+_step = st.builds(Step, st.sampled_from((*MAKERS, *BLOCKS, *LIKELY, *LIKELY)), st.sampled_from((0, 0, 0, 1, 1, 2, 3)), _small, _small, _small)
 _networks = st.fixed_dictionaries(
     {
         "steps": st.lists(_step, min_size=2, max_size=9).map(tuple),
@@ -45,19 +46,19 @@ def confront(shape: tuple[int, ...], spec: dict[str, Any]) -> None:
     found = symmetries(trace(model, probe.inputs, loss=spec["loss"]))
     assert violations(probe, found, spec["number"]) == []
     assert independent_directions(probe, found) == found.dimension
-    if not any(symmetry.matrix for symmetry in found):  # a matrix group may act with a stabiliser: see wide_linear in the case table
+    if not any(symmetry.matrix or symmetry.rotation for symmetry in found):  # a matrix group may act with a stabiliser: see wide_linear in the case table
         assert independent_directions(probe, found, points=1) == found.dimension
 
 
 def _is_well_conditioned(probe: Probe, number: int) -> bool:
-    probe.model.watching = True  # type: ignore[assignment]
+    point = probe.point(number)
     try:
-        gradient = probe.gradient(probe.point(number))
+        gradient = probe.gradient(point)
     except RuntimeError:  # torch refuses: a value that a gradient needs was overwritten
         return False
-    finally:
-        probe.model.watching = False  # type: ignore[assignment]
-    return probe.model.smallest_variance > SMALLEST_VARIANCE and all(bool(g.isfinite().all()) for g in gradient.values())
+    if not all(bool(g.isfinite().all()) for g in gradient.values()):
+        return False
+    return smallest_variance(probe.model, lambda: probe.terms(point)) > SMALLEST_VARIANCE
 
 
 @pytest.mark.slow
