@@ -133,3 +133,203 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., out)."""
         return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu, *, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = activation
+        self.first, self.second = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., width)."""
+        return self.second(self.activation(self.first(x)))
+
+
+class FusedAttention(nn.Module):
+    """Queries, keys and values from one linear map, taken apart as timm does."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size
+        self.qkv, self.proj = nn.Linear(width, 3 * heads * size), nn.Linear(heads * size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, position, width)."""
+        batch, positions, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, positions, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(batch, positions, -1))
+
+
+class LatentAttention(nn.Module):
+    """Keys and values from a latent vector that is narrower than they are (MLA, without its rotary part)."""
+
+    def __init__(self, width: int, latent: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size
+        self.down, self.q = nn.Linear(width, latent, bias=False), nn.Linear(width, heads * size, bias=False)
+        self.k, self.v = (nn.Linear(latent, heads * size, bias=False) for _ in range(2))
+        self.o = nn.Linear(heads * size, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, position, width)."""
+        latent = self.down(x)
+        q, k, v = (y.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for y in (self.q(x), self.k(latent), self.v(latent)))
+        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class Lora(nn.Module):
+    """A frozen linear map and a trainable one of low rank."""
+
+    def __init__(self, width: int, rank: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(width, width)
+        self.frozen.requires_grad_(False)
+        self.dropout = nn.Dropout(dropout)
+        self.a, self.b = nn.Parameter(torch.randn(rank, width)), nn.Parameter(torch.randn(width, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., width)."""
+        return self.frozen(x) + F.linear(F.linear(self.dropout(x), self.a), self.b)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels times a gate that their means decide."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, channel, height, width)."""
+        return x * self.second(F.relu(self.first(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class ConvNeXt(nn.Module):
+    """A depthwise convolution, a norm over channels, two linear maps, a gain on the branch: x + gain * branch(x)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm, self.feed = layer_norm(channels), FeedForward(channels, hidden)
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, channel, height, width)."""
+        y = self.feed(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))
+        return x + (self.gain * y).permute(0, 3, 1, 2)
+
+
+class DynamicTanh(nn.Module):
+    """gain * tanh(alpha x) + shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.alpha, self.gain = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., width)."""
+        return self.gain * (self.alpha * x).tanh() + self.shift
+
+
+class Experts(nn.Module):
+    """All experts, weighted by the softmax of a router."""
+
+    def __init__(self, width: int, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, experts, bias=False)
+        self.experts = nn.ModuleList(FeedForward(width, hidden, F.relu, bias=False) for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., width)."""
+        y = torch.stack([expert(x) for expert in self.experts], -1)
+        return (y * self.router(x).softmax(-1).unsqueeze(-2)).sum(-1)
+
+
+# --- whole models
+
+
+class Transformer(nn.Module):
+    """Embeddings, layers of attention and feed-forward, a head.
+
+    Parameters
+    ----------
+    attention, feed, norm
+        Make one of them.
+    layout
+        "pre": x + f(norm(x)); "post": norm(x + f(x)); "parallel": x + attention(norm(x)) + feed(norm(x)).
+    positions
+        Learned ones, if not 0.
+    """
+
+    def __init__(
+        self,
+        attention: Callable[[], nn.Module],
+        feed: Callable[[], nn.Module],
+        norm: Callable[[], nn.Module],
+        *,
+        vocabulary: int = 13,
+        width: int = 4,
+        layers: int = 1,
+        layout: str = "pre",
+        positions: int = 0,
+        tied: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.tokens, self.head = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary, bias=bias)
+        self.positions = nn.Embedding(positions, width) if positions else None
+        self.attentions, self.feeds = (nn.ModuleList(make() for _ in range(layers)) for make in (attention, feed))
+        self.norms = nn.ModuleList(norm() for _ in range({"pre": 2, "post": 2, "parallel": 1}[layout] * layers))
+        self.last = nn.Identity() if layout == "post" else norm()
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, shape (batch, position, vocabulary)."""
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(tokens.shape[1]))
+        for number, (attention, feed) in enumerate(zip(self.attentions, self.feeds, strict=True)):
+            x = self._layer(x, attention, feed, number)
+        return self.head(self.last(x))
+
+    def _layer(self, x: Tensor, attention: nn.Module, feed: nn.Module, number: int) -> Tensor:
+        if self.layout == "parallel":
+            y = self.norms[number](x)
+            return x + attention(y) + feed(y)
+        first, second = self.norms[2 * number], self.norms[2 * number + 1]
+        if self.layout == "post":
+            x = first(x + attention(x))
+            return second(x + feed(x))
+        x = x + attention(first(x))
+        return x + feed(second(x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, learned positions, one layer; a head on the class token, or on the mean of all."""
+
+    def __init__(self, *, pooled: bool = False) -> None:
+        super().__init__()
+        width, self.pooled = 4, pooled
+        self.patches = nn.Conv2d(2, width, 2, stride=2)
+        self.token = None if pooled else nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 4 if pooled else 5, width))
+        self.attention, self.feed = FusedAttention(width, 2, 2), FeedForward(width, 3)
+        self.norms = nn.ModuleList(layer_norm(width) for _ in range(3))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (batch, class)."""
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.positions
+        x = x + self.attention(self.norms[0](x))
+        x = self.norms[2](x + self.feed(self.norms[1](x)))
+        return self.head(x.mean(1) if self.pooled else x[:, 0])
