@@ -1,7 +1,8 @@
-"""How much rounding a batch normalisation's backward pass puts on the identities of its input's scale and shift.
+"""How much rounding a normalisation's backward pass puts on the identities of its input's scale and shift.
 
-Scaling or shifting the input x of a channel changes nothing, so Σ x ∂L/∂x and Σ ∂L/∂x vanish (up to eps): exactly the sums that floating
-point gets wrong by their summands' size. With p = (gain / deviation) ∂L/∂y, x̂ = (x - mean) / deviation and M values in the channel
+Scaling or shifting the values x of one statistic (a channel of BatchNorm, a sample and position of LayerNorm) changes nothing, so Σ x ∂L/∂x
+and Σ ∂L/∂x vanish (up to eps): exactly the sums that floating point gets wrong by their summands' size. With p = (gain / deviation) ∂L/∂y,
+x̂ = (x - mean) / deviation and M values (without Σp, and mean 0, for RMSNorm, which does not centre)
 
     ∂L/∂x = p - (Σp + x̂ Σ p x̂) / M ,
 
@@ -12,21 +13,24 @@ point gets wrong by their summands' size. With p = (gain / deviation) ∂L/∂y,
 - the gradient of the weight w that makes x = w·z sums the products ∂L/∂x z, whose partial sums do not cancel as those of ∂L/∂x x may.
 - every element's own rounding pairs up with x, and values that are equal (background pixels) round alike: at worst √M times as much.
 
-Returned per channel: Σ of squares that multiply the squared roundoff of summation (M included), and those of single elements.
+Returned per statistic: Σ of squares that multiply the squared roundoff of summation (M included), and those of single elements.
 Source: own; higham2019probabilistic for the √M.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from noetherflow.bridge.norm_layout import Layout
+
 
 @dataclass(frozen=True)
 class NormNoise:
-    """Squares per channel, float64, for ⟨ξ, g⟩ of a unit scale and of a unit shift of the input.
+    """Squares per statistic (or per charge, once summed), float64, for ⟨ξ, g⟩ of a unit scale and of a unit shift of the input.
 
     Attributes
     ----------
@@ -55,47 +59,65 @@ class NormNoise:
         """The larger of each."""
         return NormNoise(*(torch.maximum(a, b) for a, b in zip(self.parts(), other.parts(), strict=True)))
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> NormNoise:
+        """A function of each."""
+        return NormNoise(*(function(a) for a in self.parts()))
+
     def parts(self) -> tuple[Tensor, ...]:
         """All squares."""
         return self.scale_sums, self.scale_elements, self.shift_sums, self.shift_elements, self.weight_sums
 
 
-def norm_noise(inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor, slope: Tensor) -> NormNoise:
-    """Measure the sizes that rounding acts on; reads the three activations once.
+def norm_noise(layout: Layout, inputs: Tensor, normalized_gradient: Tensor, eps: float) -> NormNoise:
+    """Measure the sizes that rounding acts on; reads the two activations once.
 
     Parameters
     ----------
-    inputs : Tensor, shape (batch, channels, ...)
-    output_gradient, input_gradient : Tensor
-        ∂L/∂y and ∂L/∂x, same shape.
-    slope : Tensor, shape (channels,)
-        gain / deviation, float64.
+    layout : Layout
+    inputs : Tensor
+        x, of any shape that the layout reads.
+    normalized_gradient : Tensor
+        The gradient at the normalised tensor (gain times ∂L/∂y), same shape.
+    eps : float
+
+    Returns
+    -------
+    NormNoise
+        Every entry of shape (statistics...).
 
     Examples
     --------
     >>> x = torch.tensor([[1.0], [3.0]])
-    >>> norm_noise(x, torch.tensor([[1.0], [1.0]]), torch.zeros(2, 1), torch.ones(1, dtype=torch.float64)).shift_sums
+    >>> norm_noise(Layout("batch_norm", 2), x, torch.tensor([[1.0], [1.0]]), 0.0).shift_sums
     tensor([8.], dtype=torch.float64)
     """
-    dims = [d for d in range(inputs.dim()) if d != 1]
-    shape = [1, -1, *[1] * (inputs.dim() - 2)]
-    x, dx = inputs.detach().double(), input_gradient.detach().double()
-    p = output_gradient.detach().double() * slope.reshape(shape)
-    mean, count = x.mean(dims), _roundings(inputs)
-    centred = p * (x - mean.reshape(shape))
-    of_p, of_centred, own, paired = (_partial(t) for t in (p, centred, dx, dx * x))
+    x, gradient = (layout.rows(t.detach()).double() for t in (inputs, normalized_gradient))
+    mean = x.mean(-1, keepdim=True) if layout.centred else torch.zeros_like(x[..., :1])
+    centred = x - mean
+    inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    p, unit = gradient * inverse, centred * inverse
+    dx = p - unit * (p * unit).mean(-1, keepdim=True)
+    dx = dx - p.mean(-1, keepdim=True) if layout.centred else dx
+    of_p, of_centred, own, paired = (_partial(t) for t in (p, p * centred, dx, dx * x))
+    count = _roundings(x)
     return NormNoise(
-        scale_sums=count * (of_centred + mean**2 * of_p + paired),
-        scale_elements=((p * x) ** 2).sum(dims) + ((dx * x) ** 2).sum(dims),
+        scale_sums=count * (of_centred + mean.squeeze(-1) ** 2 * of_p + paired),
+        scale_elements=((p * x) ** 2).sum(-1) + ((dx * x) ** 2).sum(-1),
         shift_sums=count * (of_p + own),
-        shift_elements=(p * p).sum(dims) + (dx * dx).sum(dims),
-        weight_sums=count * own,
+        shift_elements=(p * p).sum(-1) + (dx * dx).sum(-1),
+        weight_sums=_of_weights(layout, inputs, x, dx),
     )
 
 
-def _roundings(inputs: Tensor) -> float:
-    """Σ r² over runs of r equal values in memory order, per channel: the number of values if no two neighbours are equal."""
-    rows = inputs.detach().transpose(0, 1).reshape(inputs.shape[1], -1)
+def _of_weights(layout: Layout, inputs: Tensor, x: Tensor, dx: Tensor) -> Tensor:
+    count = layout.channel_count(inputs)
+    partial = _partial(layout.channels(dx, count))
+    return layout.per_row(_roundings(layout.channels(x, count)) * partial, dx)
+
+
+def _roundings(rows: Tensor) -> float:
+    """Σ r² over runs of r equal values in memory order, per row: the number of values if no two neighbours are equal."""
+    rows = rows.reshape(-1, rows.shape[-1])
     new = torch.ones_like(rows, dtype=torch.bool)
     new[:, 1:] = rows[:, 1:] != rows[:, :-1]
     starts = new.reshape(-1).nonzero().reshape(-1).double()
@@ -103,7 +125,6 @@ def _roundings(inputs: Tensor) -> float:
     return float((lengths * lengths).sum()) / rows.shape[0]
 
 
-def _partial(terms: Tensor) -> Tensor:
-    """Per channel: the square of the largest partial sum, and at least the sum of squares."""
-    rows = terms.transpose(0, 1).reshape(terms.shape[1], -1)
-    return torch.maximum(rows.cumsum(1).abs().amax(1) ** 2, (rows * rows).sum(1))
+def _partial(rows: Tensor) -> Tensor:
+    """Per row: the square of the largest partial sum, and at least the sum of squares."""
+    return torch.maximum(rows.cumsum(-1).abs().amax(-1) ** 2, (rows * rows).sum(-1))

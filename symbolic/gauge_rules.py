@@ -224,9 +224,25 @@ def _rearrange(program: Program, call: Call) -> Value:
 # --- shapes
 
 
+# Where the new boundaries do not fit the old ones (56 = 8 * 7 here and 28 * 2 there), the axes between those that stay are moved about.
+
+
 @rule("reshape")
 def _reshape(program: Program, call: Call) -> Value:
-    return program.reshape(call["input"], call.shape)
+    x, state = call["input"], program.table.snapshot()
+    try:
+        return program.reshape(x, call.shape)
+    except Misaligned:
+        program.table.restore(state)
+    before, after = [program.table.size(axis) for axis in x.axes], list(call.shape)
+    left = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+    right = next((i for i, (a, b) in enumerate(zip(before[:left:-1], after[:left:-1], strict=False)) if a != b), 0)
+    if not left + right:
+        raise Misaligned("a boundary of the new shape cuts an index")
+    start, end = [f"l{i}" for i in range(left)], [f"r{i}" for i in range(right)]
+    gone = [f"s{i}" for i in range(len(before) - left - right)]
+    new = {f"t{i}": size for i, size in enumerate(after[left : len(after) - right])}
+    return program.contract(call.node, [(x, [*start, *gone, *end])], [*start, *new, *end], new, uniform=True)
 
 
 @rule("permute")

@@ -130,7 +130,7 @@ class Laws(Sequence[Law]):
         return "\n".join([f"{len(self)} laws, {self.charges} charges", *rows])
 
 
-def derive(graph: ArchitectureGraph, rule: Rule | None = None) -> Laws:
+def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetries | None = None) -> Laws:
     """Derive every law of a graph's parameters under a learning rule.
 
     Parameters
@@ -138,6 +138,8 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None) -> Laws:
     graph : ArchitectureGraph
     rule : Rule, optional
         From `noetherflow.rule_of`, or written (`noetherflow.rules.SGD(lr=...)`); gradient descent with symbolic step size if absent.
+    found : Symmetries, optional
+        The graph's symmetries, if they are at hand.
 
     Returns
     -------
@@ -161,7 +163,7 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None) -> Laws:
     >>> law.count, law.flow
     (5, Eq(Derivative(Q(t), t), -J - 2*lambda*Q(t)))
     """
-    found = symmetries(graph)
+    found = symmetries(graph) if found is None else found
     used = rule or SGD()
     laws = [_law(graph, s, used) for s in found]
     return Laws([law for law in laws if law.count != 0], found)

@@ -27,9 +27,12 @@ class Absorber:
         Change of the input (logarithmic scale, or shift) per unit of the generator.
     eps : float
     patch : Patch
-        The part of the normalised tensor's kept axes (a vector over channels) that the family acts on.
+        The part of the normalised tensor's kept axes (those that statistics are not taken along) that the family acts on.
     places : tuple of int
         For each index of the family, the dimension of the patch that carries it.
+    sizes : tuple of Size
+        Sizes of the kept axes in the graph: the channels for BatchNorm, the batch and the positions for LayerNorm, the batch and the
+        groups for GroupNorm.
     """
 
     node: str
@@ -38,6 +41,7 @@ class Absorber:
     eps: float
     patch: Patch
     places: tuple[int, ...]
+    sizes: tuple[Size, ...]
 
 
 @dataclass(frozen=True)

@@ -152,13 +152,14 @@ class Writer:
 
     def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
         value, module = step.operand.value, self.graph.nodes[step.node]["module"]
-        kept = [axis for axis, label in zip(value.axes, step.operand.labels, strict=True) if label is not None and label not in step.over]
+        kept = [axis for i, axis in enumerate(value.axes) if str(i) not in step.over]
+        sizes = tuple(self.program.table.size(axis) for axis in kept)
         for unknown, coefficient in vector.items():
             if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
                 chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in kept]
                 identities, patch = _patch(chosen)
                 places = _places(_dims(identities, unknown.indices), patch, atoms)
-                yield Absorber(step.node, module, _rational(coefficient), step.eps, patch, places)
+                yield Absorber(step.node, module, _rational(coefficient), step.eps, patch, places, sizes)
 
 
 def _patch(chosen: Sequence[Segment]) -> Located:

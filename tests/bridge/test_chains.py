@@ -83,6 +83,7 @@ def test_gain_and_shift_belong_to_the_norm() -> None:
 NOT_NORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a mean over another axis": lambda s, x: x * root(x, 1),
     "a mean over the first and last axes": lambda s, x: x * root(x, (0, 2)),
+    "a mean over another axis, put last": lambda s, x: x * torch.rsqrt(x.pow(2).mean(1).unsqueeze(-1) + EPS),
     "a mean that lost its axis": lambda s, x: x * torch.rsqrt(x.pow(2).mean(-1) + EPS),
     "a mean of cubes": lambda s, x: x * torch.rsqrt(x.pow(3).mean(-1, True) + EPS),
     "a mean of values": lambda s, x: x * torch.rsqrt(x.mean(-1, True) + EPS),
@@ -105,6 +106,18 @@ def test_what_only_looks_like_a_normalisation_stays_its_operations(name: str) ->
     x = torch.randn(6, 6, 6, dtype=torch.float64)
     found = names(trace(Block(NOT_NORMS[name], g=parameter(1)), x))
     assert not {"rms_norm", "layer_norm", "unit_norm"} & set(found)
+
+
+class Two(nn.Module):
+    """A function of two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * root(y)
+
+
+def test_two_inputs_are_two_tensors() -> None:
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert "rms_norm" not in names(trace(Two(), x, x.clone()))
 
 
 # RMS of what was centred along another axis, or by another tensor's mean, is not LayerNorm; a gain of another size is not its own
@@ -262,9 +275,11 @@ def test_a_table_that_is_a_buffer_is_looked_at() -> None:
 NOT_ROTATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "a cosine that does not repeat": lambda s, x, a: whole(x, (torch.cat((a, 2 * a), -1).cos(), wide(a)[1])),
     "a sine that does not repeat": lambda s, x, a: whole(x, (wide(a)[0], torch.cat((a, a + 1), -1).sin())),
+    "tables tiled three times": lambda s, x, a: whole(x, (a[:, :2].cos().repeat(1, 3), a[:, :2].sin().repeat(1, 3))),
     "no sign": lambda s, x, a: whole(x, wide(a), lambda y: torch.cat((y[..., HALF:], y[..., :HALF]), -1)),
     "both signs": lambda s, x, a: whole(x, wide(a), lambda y: torch.cat((-y[..., HALF:], -y[..., :HALF]), -1)),
     "halves that stay": lambda s, x, a: whole(x, wide(a), lambda y: torch.cat((-y[..., :HALF], y[..., HALF:]), -1)),
+    "neighbours that stay": lambda s, x, a: whole(x, paired(a), lambda y: torch.stack((-y[..., ::2], y[..., 1::2]), -1).flatten(-2)),
     "uneven parts": lambda s, x, a: whole(x, wide(a), lambda y: torch.cat((-y[..., 2:], y[..., :2]), -1)),
     "another tensor's half": lambda s, x, a: whole(x, wide(a), lambda y: rotate_half(y.tanh())),
     "tables of the other pairing": lambda s, x, a: whole(x, paired(a)),
@@ -356,9 +371,9 @@ def test_dropout_of_attention_written_out_is_its_own() -> None:
 
 NOT_WRITTEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "probabilities over the queries": lambda s, x: attended(s, x, dim=-2),
-    "keys that are not turned": lambda s, x: attended(s, x, turned=heads(s, x)[1].reshape(2, 3, 4, 5)),
-    "keys turned otherwise": lambda s, x: attended(s, x, turned=heads(s, x)[1].permute(1, 0, 3, 2).reshape(2, 3, 4, 5)),
-    "keys shared by the heads": lambda s, x: attended(s, x, turned=heads(s, x)[1].mT[:, :1]),
+    "keys that are not turned": lambda s, x: attended(s, x, turned=heads(s, x)[1].reshape(3, 3, 4, 5)),
+    "keys turned otherwise": lambda s, x: attended(s, x, turned=heads(s, x)[1].permute(1, 0, 3, 2)),
+    "keys shared by the heads": lambda s, x: attended(s, x, turned=heads(s, x)[1][:, :1].mT),
     "bounded scores": lambda s, x: attended(s, x, mask=torch.tanh),
     "two masks": lambda s, x: attended(s, x, mask=lambda y: y + s.bias.exp() + s.bias.sin()),
     "probabilities times a number": lambda s, x: attended(s, x, after=lambda p: p * 2.0),
@@ -373,7 +388,7 @@ NOT_WRITTEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", list(NOT_WRITTEN))
 def test_what_only_looks_like_attention_or_gelu_stays_its_operations(name: str) -> None:
     model = Block(NOT_WRITTEN[name], q=parameter(6, 4), k=parameter(6, 4), v=parameter(6, 3), bias=parameter(3, 5, 5))
-    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    x = torch.randn(3, 3, 5, 6, dtype=torch.float64)
     graph = trace(model, x)
     assert not {"attention", "gelu"} & set(names(graph))
     torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)

@@ -88,6 +88,7 @@ COMPUTED: dict[str, tuple[Function, tuple[int, ...], list[str]]] = {
     "transposed views": (lambda s, x: x.mT.swapaxes(0, 1).movedim(2, 0).movedim((0, 1), (1, 2)), (2, 3, 4), ["permute"] * 4),
     "reversed axes": (lambda s, x: x.T.adjoint(), (4, 6), ["permute"] * 2),
     "narrow": (lambda s, x: x.narrow(1, -4, 3), (4, 6), ["slice"]),
+    "uneven pieces": (lambda s, x: x.split([1, 2, 3], 1)[2] * x.tensor_split((1, 3), 1)[2], (4, 6), ["slice", "slice", "multiply"]),
     "stack": (lambda s, x: torch.stack([x, x.tanh()], -1), (4, 6), ["tanh", "reshape", "reshape", "concatenate"]),
     "unflatten": (lambda s, x: x.unflatten(1, (2, 3)).squeeze(), (4, 6), ["reshape"] * 2),
     "repeat along new and single axes": (lambda s, x: x[:1].repeat(3, 2, 1), (4, 6), ["slice", "reshape", "expand"]),
@@ -100,6 +101,7 @@ COMPUTED: dict[str, tuple[Function, tuple[int, ...], list[str]]] = {
         (2, 4, 5, 3),
         ["slice", "slice", "attention"],
     ),
+    "weight norm": (lambda s, x: torch.ops.aten._weight_norm(x, x[:, :1], 0), (4, 6), ["slice", "weight_norm"]),
     "log softmax": (lambda s, x: x.log_softmax(-1), (4, 6), ["log_softmax"]),
     "unit length": (lambda s, x: F.normalize(x, dim=-1), (4, 6), ["unit_norm"]),
 }
@@ -240,7 +242,13 @@ ATTRIBUTES: dict[str, tuple[Function, tuple[int, ...], str, set[str], dict[str, 
         {"padded": False},
     ),
     "einsum": (lambda s, x: torch.einsum("... i, ij", x, s.w), (4, 6), "einsum", {"0", "1"}, {"equation": "ai,ij->aj"}),
-    "weight norm": (lambda s, x: x @ torch._weight_norm(s.w, s.w[:1], 1), (4, 6), "weight_norm", {"direction", "magnitude"}, {"dim": 1}),
+    "weight norm": (
+        lambda s, x: x @ torch.ops.aten._weight_norm(s.w, s.w[:1], 1),
+        (4, 6),
+        "weight_norm",
+        {"direction", "magnitude"},
+        {"dim": 1},
+    ),
     "roll": (lambda s, x: x.roll((1, 2), (0, -1)), (4, 6), "rearrange", {"input"}, {"dims": [0, 1], "uniform": True}),
     "strided": (lambda s, x: x[:, 1::2], (4, 6), "rearrange", {"input"}, {"dims": [1], "uniform": True, "start": 1, "step": 2}),
     "rows of a table by data": (lambda s, x: s.w[torch.tensor([0, 2, 2])], (4, 6), "rearrange", {"input"}, {"dims": [0], "uniform": True}),
@@ -394,6 +402,18 @@ def test_a_block_of_another_precision_is_entered() -> None:
     graph = trace(model, torch.zeros(4, 6))
     assert [n for n in names(graph) if n != "identity"] == ["linear", "relu", "linear"]
     assert symmetries(graph).dimension == 5
+
+
+def test_a_view_that_leaves_a_block_is_still_a_view() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = s.a(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            view = h.view(-1)
+        view.tanh_()
+        return s.b(h)
+
+    graph = trace(Block(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 2)), torch.zeros(4, 6))
+    assert symmetries(graph).dimension == 0
 
 
 # --- data

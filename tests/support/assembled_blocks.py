@@ -10,31 +10,11 @@ from typing import Any, Final
 
 import torch
 from support.assembled import DoesNotFit, Assembled, Run, Step, makes, part_run, read, shared
-from support.blocks import EPS, Attention, Gated, layer_norm, rms_norm, rotary
+from support.blocks import EPS, Attention, Gated, Unit, WeightNorm, layer_norm, rms_norm, rotary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCKS: Final = ("norm", "attention", "gated", "residual", "weight_norm", "rotary", "chosen", "moved", "recurrent", "product")
-
-
-class Unit(nn.Module):
-    """x / |x| along the last axis."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1, eps=EPS)
-
-
-class WeightNorm(nn.Module):
-    """A linear map whose rows (or columns) have learned lengths."""
-
-    def __init__(self, width: int, out: int, dim: int) -> None:
-        super().__init__()
-        self.direction = nn.Parameter(torch.randn(out, width))
-        self.magnitude = nn.Parameter(1.0 + torch.rand((out, 1) if dim == 0 else (1, width)))
-        self.bias, self.dim = nn.Parameter(torch.randn(out)), dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, torch._weight_norm(self.direction, self.magnitude, self.dim), self.bias)
 
 
 class Residual(nn.Module):

@@ -35,6 +35,8 @@ class Case:
         None or "cross_entropy".
     excess
         Generators that move nothing at any one point, because a group acts there with a stabiliser (wide linear networks).
+    tokens
+        Size of the vocabulary, if the inputs are tokens.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Case:
     loss: str | None = None
     batch: int = 12
     excess: int = 0
+    tokens: int = 0
+
+    def inputs(self, size: float = 1.0) -> Tensor:
+        """A random batch."""
+        shape = (self.batch, *self.shape)
+        return torch.randint(self.tokens, shape) if self.tokens else size * torch.randn(shape)
 
 
 class Block(nn.Module):

@@ -93,6 +93,11 @@ def _trailing(v: Values, a: Mapping[str, Any]) -> list[int]:
     return list(v["input"].shape[v["input"].dim() - a["dims"] :])
 
 
+def _weight_norm(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    others = [d for d in range(v["direction"].dim()) if d != a["dim"]]
+    return v["magnitude"] * v["direction"] / torch.linalg.vector_norm(v["direction"], dim=others, keepdim=True)
+
+
 def _recurrent(kind: Callable[..., Any]) -> Rule:
     def rule(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
         time = 1 if a["batch_first"] else 0
@@ -153,7 +158,7 @@ RULES: Final[dict[str, Rule]] = {
     "instance_norm": lambda v, a, shape: F.instance_norm(v["input"], None, None, v.get("weight"), v.get("bias"), eps=a["eps"]),
     "batch_norm": lambda v, a, shape: F.batch_norm(v["input"], None, None, v.get("weight"), v.get("bias"), a["training"], 0.1, a["eps"]),
     "unit_norm": lambda v, a, shape: F.normalize(v["input"], dim=a["dim"], eps=a["eps"]),
-    "weight_norm": lambda v, a, shape: torch._weight_norm(v["direction"], v["magnitude"], a["dim"]),
+    "weight_norm": _weight_norm,
     "softmax": lambda v, a, shape: v["input"].softmax(a["dim"]),
     "log_softmax": lambda v, a, shape: v["input"].log_softmax(a["dim"]),
     "attention": _attention,
