@@ -179,14 +179,12 @@ class Builder:
         """Enter a block that only sets a context; one without gradients only where no parameter comes in."""
         block = _nested(node.args[CONTEXTS[name]]) if name in CONTEXTS else None
         operands = node.args[CONTEXTS[name] + 1 :] if block is not None else ()
-        moving = any(map(self._moves, operands))
-        if block is None or (moving and name == "wrap_with_set_grad_enabled" and not node.args[0]):
+        without_gradients = name == "wrap_with_set_grad_enabled" and not node.args[0]
+        if block is None or (without_gradients and any(map(self._moves, operands))):
             return
         inner = list(block.graph.nodes)
         places = [n for n in inner if n.op == "placeholder"]
         results = next(n for n in inner if n.op == "output").args[0]
-        if moving and {memory_of(n.meta.get("val")) for n in results} & {memory_of(n.meta.get("val")) for n in places}:
-            return  # a view of what comes in goes out
         for place, operand in zip(places, operands, strict=True):
             where = self._held if operand in self._held else self._made
             where[place] = where.get(operand, "")

@@ -1,20 +1,26 @@
 """What a normalisation's forward and backward pass tell, captured as they happen: the variance, and the gradient that its eps lets through.
 
-For BatchNorm the predicted current of a scale of channel c is eps / (var_c + eps) · gain_c · ∂L/∂gain_c (symbolic.currents). Micro-batches
-have variances of their own, so currents are summed where gradients are: in the backward pass. Clipping and loss scaling multiply all
-gradients afterwards; the factor is read off the gain's own gradient. Nothing is captured in evaluation or without gradients.
+For every statistic t (a channel of BatchNorm; a sample and position of LayerNorm) the predicted current of a scale of the input is
+eps / (var_t + eps) · ⟨ŷ_t, ∂L/∂ŷ_t⟩, ŷ the normalised tensor (symbolic.currents). ⟨ŷ, ∂L/∂ŷ⟩ is ⟨y - shift, ∂L/∂y⟩ as y is linear in ŷ; for
+BatchNorm it is gain · ∂L/∂gain, which costs no pass over the activations. Micro-batches have variances of their own, so currents are summed
+where gradients are: in the backward pass. What multiplies gradients afterwards is read elsewhere (`noetherflow.bridge.clipping`). Nothing is
+captured without gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noetherflow.bridge.norm_layout import Layout
+from noetherflow.bridge.norm_modules import Normalization, fitted, is_torch_norm, normalized
 from noetherflow.bridge.norm_noise import NormNoise, norm_noise
+from noetherflow.bridge.placing import Placing
 from noetherflow.bridge.printing import compile_expressions
 from noetherflow.errors import RunError
 from noetherflow.symbolic.currents import EPS, VARIANCE, scale_defect
@@ -24,24 +30,33 @@ _DEFECT = compile_expressions({("defect",): scale_defect()})
 
 @dataclass
 class Record:
-    """Sums over the micro-batches since the last step, per channel, in float64.
+    """Sums over the micro-batches since the last step at one normalisation, in float64.
 
     Attributes
     ----------
-    current : Tensor or None
-        Σ defect · gain · ∂L/∂gain, before clipping.
-    gain_gradient : Tensor or None
-        Σ ∂L/∂gain, before clipping.
-    noise : NormNoise or None
+    currents : dict of Placing to Tensor
+        Σ defect · ⟨ŷ, ∂L/∂ŷ⟩, before clipping, on the charges of each placing.
+    noise : dict of Placing to NormNoise
         Sizes that rounding acts on, where they were measured.
     reference : float
-        Mean square of the gain's and the shift's gradients: what the noise goes with between measurements.
+        Mean square of the gradient behind the normalisation: what the noise goes with between measurements.
+    problem : str
+        Why it could not be captured.
     """
 
-    current: Tensor | None = None
-    gain_gradient: Tensor | None = None
-    noise: NormNoise | None = None
+    currents: dict[Placing, Tensor] = field(default_factory=dict)
+    noise: dict[Placing, NormNoise] = field(default_factory=dict)
     reference: float = 0.0
+    problem: str = ""
+
+    def add(self, placings: Sequence[Placing], current: Tensor, noise: NormNoise | None) -> None:
+        """Add what the statistics of one backward pass contribute."""
+        for placing in placings:
+            placed = placing.summed(current)
+            self.currents[placing] = self.currents[placing] + placed if placing in self.currents else placed
+            if noise is not None:
+                more = noise.mapped(placing.summed)
+                self.noise[placing] = self.noise[placing] + more if placing in self.noise else more
 
 
 @dataclass
@@ -51,8 +66,8 @@ class Capture:
     Parameters
     ----------
     model : nn.Module
-    modules : sequence of (path, calls)
-        Modules, and how often each is called in one forward pass.
+    calls : mapping of str to sequence of Normalization
+        Module -> its calls in one forward pass, in order.
     producers : sequence of str
         Modules whose weight makes what is normalised; the size of their inputs is measured with the noise.
     measuring : bool
@@ -60,24 +75,25 @@ class Capture:
     """
 
     model: nn.Module
-    modules: Sequence[tuple[str, int]]
+    calls: Mapping[str, Sequence[Normalization]]
     producers: Sequence[str] = ()
     measuring: bool = True
     input_squares: dict[str, float] = field(default_factory=dict)
-    records: dict[tuple[str, int], Record] = field(default_factory=dict)
-    _per_reference: dict[tuple[str, int], NormNoise] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+    _per_reference: dict[tuple[str, Placing], NormNoise] = field(default_factory=dict)
+    _fits: dict[str, tuple[Layout, Tensor]] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
-    _calls: dict[str, int] = field(default_factory=dict)
+    _count: dict[str, int] = field(default_factory=dict)
 
     def attach(self) -> None:
         """Put the hooks on."""
-        for path, calls in self.modules:
+        for path in self.calls:
             module = self.model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(self._hook(path, calls)))
+            self._handles.append(module.register_forward_hook(partial(self._forward, path), with_kwargs=True))
 
         for path in self.producers:
             module = self.model.get_submodule(path)
-            self._handles.append(module.register_forward_pre_hook(self._measure_input(path)))
+            self._handles.append(module.register_forward_pre_hook(partial(self._measure_input, path)))
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -88,92 +104,133 @@ class Capture:
     def clear(self) -> None:
         """Forget what was summed: a step is over."""
         self.records.clear()
-        self._calls.clear()
+        self._count.clear()
 
-    def current(self, path: str, call: int) -> Tensor | None:
-        """The current of one call per channel, as the optimizer sees it (after clipping); None if nothing was captured."""
-        record = self.records.get((path, call))
-        if record is None or record.current is None:
-            return None
-        return record.current * self._clipping(path, record)
+    def problem(self, node: str) -> str:
+        """Why a normalisation was not captured in this step, or ''."""
+        record = self.records.get(node)
+        return "nothing was captured of it" if record is None else record.problem
 
-    def noise(self, path: str, call: int) -> NormNoise | None:
-        """Sizes that rounding acts on in this step (after clipping): measured, or the largest so far per gradient of the gain."""
-        record = self.records.get((path, call))
+    def current(self, placing: Placing) -> Tensor | None:
+        """The current of one call per charge, before clipping; None if nothing was captured."""
+        record = self.records.get(placing.node)
+        return None if record is None else record.currents.get(placing)
+
+    def noise(self, placing: Placing) -> NormNoise | None:
+        """Sizes that rounding acts on in this step, before clipping: measured, or the largest so far per gradient behind it."""
+        record = self.records.get(placing.node)
         if record is None:
             return None
-        known = self._per_reference.get((path, call))
-        if record.noise is not None and record.reference > 0:
-            now = record.noise.scaled(1 / record.reference)
-            self._per_reference[path, call] = known = now if known is None else known.larger(now)
-        found = record.noise if known is None or record.reference == 0 else known.scaled(record.reference)
-        return None if found is None else found.scaled(self._clipping(path, record) ** 2)
+        measured = record.noise.get(placing)
+        known = self._per_reference.get((placing.node, placing))
+        if measured is not None and record.reference > 0:
+            now = measured.scaled(1 / record.reference)
+            self._per_reference[placing.node, placing] = known = now if known is None else known.larger(now)
+        return measured if known is None or record.reference == 0 else known.scaled(record.reference)
 
-    def _clipping(self, path: str, record: Record) -> float | Tensor:
-        gain = getattr(self.model.get_submodule(path), "weight", None)
-        before = record.gain_gradient
-        if gain is None or gain.grad is None or before is None:
-            return 1.0
-        after = gain.grad.detach().to(torch.float64)
-        size = (before * before).sum()
-        return (after * before).sum() / size if size > 0 else 1.0
+    def _measure_input(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.measuring and torch.is_grad_enabled() and inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
+            found = float(inputs[0].detach().double().square().mean())
+            self.input_squares[path] = max(found, self.input_squares.get(path, 0.0))
 
-    def _measure_input(self, path: str) -> Any:
-        def forward(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self.measuring and module.training and torch.is_grad_enabled():
-                found = float(inputs[0].detach().double().square().mean())
-                self.input_squares[path] = max(found, self.input_squares.get(path, 0.0))
+    def _forward(self, path: str, module: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        frozen = not module.training and getattr(module, "running_mean", None) is not None
+        if frozen or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        calls = self.calls[path]
+        number = self._count.get(path, 0)
+        self._count[path] = number + 1
+        norm = calls[number % len(calls)]
+        record = self.records.setdefault(norm.node, Record())
+        x = next((t for t in (*inputs, *options.values()) if isinstance(t, Tensor)), None)
+        if x is None or x.dim() != norm.layout.rank:
+            record.problem = f"its input has shape {None if x is None else tuple(x.shape)}, not the rank {norm.layout.rank} that was traced"
+        elif norm.layout.operation == "batch_norm" and is_torch_norm(module) and module.affine and module.weight.requires_grad:
+            self._watch_gain(norm, record, module, x.detach(), output)
+        elif is_torch_norm(module):
+            self._watch_output(norm, record, norm.layout, getattr(module, "weight", None), x.detach(), output, own=False)
+        else:
+            self._watch_unknown(norm, record, x.detach(), output)
 
-        return forward
+    # --- three ways to ⟨ŷ, ∂L/∂ŷ⟩
 
-    def _hook(self, path: str, calls: int) -> Any:
-        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not (module.training and torch.is_grad_enabled() and output.requires_grad):
-                return
-            call = self._calls.get(path, 0)
-            self._calls[path] = call + 1
-            record = self.records.setdefault((path, call % calls), Record())
-            self._on_backward(module, inputs[0].detach(), output, record)
-
-        return forward
-
-    def _on_backward(self, module: Any, inputs: Tensor, output: Tensor, record: Record) -> None:
-        gain, inverse = module.weight, _inverse_deviation(module, inputs, output)
-        eps = float(module.eps)
-        defect = _DEFECT({EPS: eps, VARIANCE: inverse.pow(-2) - eps})[("defect",)]
-        measured = inputs if self.measuring or gain is None or not gain.requires_grad else None
-        own = None if gain is not None and gain.requires_grad else _without_shift(output.detach(), module.bias)
+    def _watch_gain(self, norm: Normalization, record: Record, module: Any, x: Tensor, output: Tensor) -> None:
+        """BatchNorm: gain · ∂L/∂gain, and the deviation that the forward pass saved."""
+        variance = _saved_variance(output, norm.eps, x)
+        measured = x if self.measuring else None
 
         def backward(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor]) -> None:
-            with torch.no_grad():
-                if own is not None:
-                    pulled = _per_channel(grad_outputs[0], own)
-                else:
-                    gradient = _given(grad_inputs[1]).to(torch.float64, copy=True)  # a copy: clipping works in place
-                    record.gain_gradient = _plus(record.gain_gradient, gradient)
-                    pulled = gradient * _given(gain).detach().to(torch.float64)
-                record.current = _plus(record.current, defect * pulled)
-                record.reference += sum(float(g.double().square().mean()) for g in grad_inputs[1:3] if g is not None)
-                if measured is not None and grad_inputs[0] is not None:
-                    slope = inverse if gain is None else inverse * gain.detach().double()
-                    noise = norm_noise(measured, grad_outputs[0], grad_inputs[0], slope)
-                    record.noise = noise if record.noise is None else record.noise + noise
+            gain = module.weight.detach()
+            pulled = _given(grad_inputs[1]).to(torch.float64) * gain.to(torch.float64)
+            record.reference += sum(float(g.double().square().mean()) for g in grad_inputs[1:3] if g is not None)
+            noise = None if measured is None else norm_noise(norm.layout, measured, norm.layout.gained(grad_outputs[0], gain), norm.eps)
+            self._take(norm, record, variance, pulled, noise)
 
-        _given(output.grad_fn).register_hook(backward)
+        _given(output.grad_fn).register_hook(_without_gradients(backward))
+
+    def _watch_output(
+        self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor, output: Tensor, *, own: bool
+    ) -> None:
+        """⟨ŷ, gain ∂L/∂y⟩ of the input normalised anew; or, where only the module knows its gain (`own`), ⟨y - shift, ∂L/∂y⟩."""
+        measured, working = self.measuring, torch.promote_types(x.dtype, torch.float32)
+        y, version = output.detach(), output._version
+        gain = None if gain is None else gain.detach()
+
+        def backward(gradient: Tensor) -> None:
+            hat = layout.gained(gradient.to(working), gain if not own or measured else None)
+            values, variance = normalized(layout, x, norm.eps, working)
+            if not own:
+                pulled = (values * layout.rows(hat)).sum(-1, dtype=torch.float64)
+            elif y._version != version:
+                record.problem = "its output was changed in place behind it"
+                return
+            else:
+                shown = layout.rows(layout.shifted_back(y, self._shift(norm)).to(working))
+                pulled = (shown * layout.rows(gradient.to(working))).sum(-1, dtype=torch.float64)
+            record.reference += float(gradient.square().mean(dtype=torch.float64))
+            self._take(norm, record, variance, pulled, norm_noise(layout, x, hat, norm.eps) if measured else None)
+
+        output.register_hook(_without_gradients(backward))  # type: ignore[no-untyped-call]
+
+    def _watch_unknown(self, norm: Normalization, record: Record, x: Tensor, output: Tensor) -> None:
+        if self.measuring or norm.node not in self._fits:
+            found = fitted(norm, x, output.detach(), self._shift(norm))
+            if found is None:
+                record.problem = (
+                    f"the output of the module '{norm.path}' is not a gain times its normalised input, so what its eps lets through cannot be "
+                    "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
+                )
+                return
+            self._fits[norm.node] = found
+        layout, gain = self._fits[norm.node]
+        self._watch_output(norm, record, layout, gain, x, output, own=True)
+
+    def _shift(self, norm: Normalization) -> Tensor | None:
+        return None if norm.shift is None else self.model.get_parameter(norm.shift).detach()
+
+    def _take(self, norm: Normalization, record: Record, variance: Tensor, pulled: Tensor, noise: NormNoise | None) -> None:
+        defect = _DEFECT({EPS: norm.eps, VARIANCE: variance})[("defect",)]
+        try:
+            record.add(norm.placings, defect * pulled, noise)
+        except RunError as err:  # raised later, where the law is known: not in the middle of somebody's backward pass
+            record.problem = str(err)
 
 
-def _inverse_deviation(module: Any, inputs: Tensor, output: Tensor) -> Tensor:
-    """1 / sqrt(var + eps) per channel in float64: what the forward pass saved, or the variance anew where it did not."""
+def _without_gradients(function: Callable[..., None]) -> Callable[..., None]:
+    def hook(*arguments: Any) -> None:
+        with torch.no_grad():
+            function(*arguments)
+
+    return hook
+
+
+def _saved_variance(output: Tensor, eps: float, x: Tensor) -> Tensor:
+    """Variance per channel in float64: from what the forward pass saved, or anew where it did not."""
     saved = getattr(output.grad_fn, "_saved_result2", None)
-    if isinstance(saved, Tensor) and saved.shape == (inputs.shape[1],):
-        return saved.detach().to(torch.float64)
-    dims = [d for d in range(inputs.dim()) if d != 1]
-    return (inputs.to(torch.float64).var(dims, unbiased=False) + float(module.eps)).rsqrt()
-
-
-def _without_shift(output: Tensor, shift: Tensor | None) -> Tensor:
-    """The gained, normalised tensor before its shift is added, as a copy that in-place operations behind it cannot change."""
-    return output.clone() if shift is None else output - shift.detach().reshape(1, -1, *[1] * (output.dim() - 2))
+    if isinstance(saved, Tensor) and saved.shape == (x.shape[1],):
+        return saved.detach().to(torch.float64).pow(-2) - eps
+    dims = [d for d in range(x.dim()) if d != 1]
+    return x.to(torch.float64).var(dims, unbiased=False)
 
 
 def _given(value: Any) -> Any:
@@ -181,12 +238,3 @@ def _given(value: Any) -> Any:
     if value is None:
         raise RunError("The normalisation's output has no gradient function; it was made without gradients or detached.")
     return value
-
-
-def _plus(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total + more
-
-
-def _per_channel(a: Tensor, b: Tensor) -> Tensor:
-    dims = [d for d in range(a.dim()) if d != 1]
-    return (a.detach() * b).sum(dims, dtype=torch.float64)

@@ -107,14 +107,14 @@ def _gain(layout: Layout, eps: float, x: Tensor, y: Tensor, shift: Tensor | None
     count = layout.channel_count(x)
     if shift is not None and shift.numel() != count:
         return None
-    rows, _ = normalized(layout, x, eps, torch.float64)
-    scale = layout.channels((rows.square().sum(-1, keepdim=True) / layout.rows(x).double().square().sum(-1, keepdim=True)).expand_as(rows), count)
-    own = layout.channels(layout.rows(layout.shifted_back(y, shift)).double(), count)
-    unit, raw = layout.channels(rows, count), layout.channels(layout.rows(x).double(), count)
-    if unit.shape[1] < 2:
-        return None  # one value per channel fits anything
+    rows, variance = normalized(layout, x, eps, torch.float64)
+    divided = layout.rows(x).double() * (variance + eps).rsqrt().unsqueeze(-1)
+    result = layout.rows(layout.shifted_back(y, shift)).double()
+    unit, raw, own = (layout.channels(t, count) for t in (rows, divided, result))
+    if unit.shape[1] < 2 or not bool(own.any()):
+        return None  # one value per channel fits anything, and so does nothing
     gain = (unit * own).sum(1) / unit.square().sum(1).clamp(min=torch.finfo(torch.float64).tiny)
     residual = own - gain.unsqueeze(1) * unit
-    size = own.norm() + (gain.unsqueeze(1) * raw * scale.sqrt()).norm()
+    size = own.norm() + (gain.unsqueeze(1) * raw).norm()
     allowed = ROUNDINGS * max(unit_roundoff(x.dtype), unit_roundoff(y.dtype)) * size
     return gain if bool(residual.norm() <= allowed) else None

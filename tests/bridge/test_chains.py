@@ -115,9 +115,14 @@ class Two(nn.Module):
         return x * root(y)
 
 
-def test_two_inputs_are_two_tensors() -> None:
+def test_two_inputs_and_two_buffers_are_two_tensors() -> None:
     x = torch.randn(4, 6, dtype=torch.float64)
     assert "rms_norm" not in names(trace(Two(), x, x.clone()))
+    for second, expected in (("a", True), ("b", False)):
+        model = Block(lambda s, x, second=second: (x * s.a) * root(x * getattr(s, second)))
+        model.register_buffer("a", torch.randn(6, dtype=torch.float64))
+        model.register_buffer("b", torch.randn(6, dtype=torch.float64))
+        assert ("rms_norm" in names(trace(model, x))) is expected
 
 
 # RMS of what was centred along another axis, or by another tensor's mean, is not LayerNorm; a gain of another size is not its own

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 from support.assembled import DoesNotFit, Assembled, Run, Step, makes, part_run, read, shared
-from support.blocks import EPS, Attention, Gated, Unit, WeightNorm, layer_norm, rms_norm, rotary
+from support.blocks import EPS, Attention, Gated, Unit, WeightNorm, WrittenNorm, layer_norm, rms_norm, rotary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ class Residual(nn.Module):
         return self.norm(x + self.branch(x)) if self.post else x + self.branch(self.norm(x))
 
 
-class Recurrent(nn.Module):
+class States(nn.Module):
     """The sequence of states of an LSTM or a GRU."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
@@ -52,6 +52,7 @@ def _any_norm(x: Tensor, step: Step) -> nn.Module:
         lambda: nn.GroupNorm(2 if x.shape[1] % 2 == 0 else 1, x.shape[1], eps=EPS, affine=affine),
         lambda: nn.InstanceNorm1d(x.shape[1], eps=EPS, affine=affine),
         Unit,
+        lambda: WrittenNorm(step.c % x.dim()),
     )
     chosen = step.a % len(kinds)
     if x.dim() < 2 or (chosen == 5 and x.dim() != 3):
@@ -99,6 +100,8 @@ def _variance(module: nn.Module, x: Tensor) -> float:
             return float(x.var(-1, correction=0).min())
         case nn.RMSNorm() | Unit():
             return float(x.square().mean(-1).min())
+        case WrittenNorm():
+            return float(x.square().mean(module.axis).min())
         case _:
             return torch.inf
 
@@ -174,7 +177,7 @@ def _recurrent(network: Assembled, values: list[Tensor], step: Step) -> Run:
         raise DoesNotFit
     kind = (nn.LSTM, nn.GRU)[step.a % 2]
     layer = kind(x.shape[-1], 1 + step.b % 2, bias=step.c % 2 == 0, batch_first=step.c % 3 != 0, bidirectional=step.c % 5 == 4)
-    return part_run(network, network.keep(Recurrent(layer)), place)
+    return part_run(network, network.keep(States(layer)), place)
 
 
 # --- choices, movements, products
@@ -215,7 +218,6 @@ def _moved(network: Assembled, values: list[Tensor], step: Step) -> Run:
         lambda v: torch.cat([v, v], axis),
         lambda v: v.clamp(-1.0, 1.0),
         lambda v: (0.1 * v).exp(),
-        lambda v: v.square().mean(axis, keepdim=True).add(1e-3).rsqrt() * v,
     )
     chosen = functions[step.a % len(functions)]
     return lambda values: chosen(values[place])

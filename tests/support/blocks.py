@@ -26,6 +26,17 @@ def rms_norm(width: int, *, gain: bool = True) -> nn.RMSNorm:
 # --- norms without a class in torch
 
 
+class WrittenNorm(nn.Module):
+    """RMSNorm along one axis, written out."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(self.axis, keepdim=True) + EPS).rsqrt()
+
+
 class Unit(nn.Module):
     """x / |x| along the last axis."""
 
@@ -265,10 +276,24 @@ class Experts(nn.Module):
     def __init__(self, width: int, hidden: int, experts: int) -> None:
         super().__init__()
         self.router = nn.Linear(width, experts, bias=False)
+        self.up, self.down = nn.Parameter(torch.randn(experts, hidden, width)), nn.Parameter(torch.randn(experts, width, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, width)."""
+        hidden = torch.einsum("bd,ehd->beh", x, self.up).relu()
+        return torch.einsum("beh,edh,be->bd", hidden, self.down, self.router(x).softmax(-1))
+
+
+class StackedExperts(nn.Module):
+    """The same with one module for each expert, their outputs stacked."""
+
+    def __init__(self, width: int, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(width, hidden, F.relu, bias=False) for _ in range(experts))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., width)."""
+        """Shape (batch, width)."""
         y = torch.stack([expert(x) for expert in self.experts], -1)
         return (y * self.router(x).softmax(-1).unsqueeze(-2)).sum(-1)
 

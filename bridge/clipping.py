@@ -1,0 +1,79 @@
+"""What gradients were multiplied with between the backward pass and the step: clipping, loss scaling.
+
+A current is captured in the backward pass, but the law needs what the optimizer sees. The factor is read off a parameter that the law's own
+symmetry moves: ⟨after, before⟩ / ⟨before, before⟩ of its gradient, taken as soon as it has accumulated and again before the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+SAMPLE: Final = 2**16
+"""Largest number of gradient entries that are looked at, evenly spread."""
+
+
+@dataclass
+class Clipping:
+    """Gradients of chosen parameters as the backward pass left them.
+
+    Parameters
+    ----------
+    model : nn.Module
+    names : iterable of str
+        Parameters that factors are read off.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> clipping = Clipping(model, ["weight"])
+    >>> clipping.attach()
+    >>> model(torch.ones(1, 2)).sum().backward()
+    >>> _ = nn.utils.clip_grad_norm_([model.weight], 0.25 * 2**0.5)
+    >>> round(clipping.factor("weight"), 4)
+    0.25
+    """
+
+    model: nn.Module
+    names: Iterable[str]
+    _before: dict[str, Tensor] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        for name in self.names:
+            parameter = self.model.get_parameter(name)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._keep, name)))
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def clear(self) -> None:
+        """A step is over."""
+        self._before.clear()
+
+    def factor(self, name: str) -> float:
+        """What the gradient of a parameter was multiplied with since it accumulated; 1 if it is zero or was not seen."""
+        before, gradient = self._before.get(name), self.model.get_parameter(name).grad
+        if before is None or gradient is None:
+            return 1.0
+        size = float((before * before).sum())
+        return float((_sample(gradient) * before).sum()) / size if size > 0 else 1.0
+
+    def _keep(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._before[name] = _sample(parameter.grad)
+
+
+def _sample(gradient: Tensor) -> Tensor:
+    """Entries in float64, as a copy that clipping in place does not change."""
+    flat = gradient.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLE)].to(torch.float64, copy=True)

@@ -1,0 +1,136 @@
+"""What a run tells a law besides the optimizer's state: the currents that eps lets through, and what rounding acts on at normalisations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from noetherflow.bridge.bundles import Bundle
+from noetherflow.bridge.capture import Capture
+from noetherflow.bridge.clipping import Clipping
+from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
+from noetherflow.bridge.norm_modules import Normalization
+from noetherflow.bridge.norm_noise import NormNoise
+from noetherflow.bridge.placing import Placing
+from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.symmetries import Absorber
+
+
+@dataclass
+class Sources:
+    """Captures, law by law.
+
+    Parameters
+    ----------
+    model : nn.Module
+    graph : ArchitectureGraph
+    laws : sequence of Law
+    ignores_currents : bool
+        Leave the currents out: a law that is wrong on purpose.
+
+    Attributes
+    ----------
+    unseen : dict of int to str
+        Number of a symmetry -> why its law could not be checked.
+    """
+
+    model: nn.Module
+    graph: ArchitectureGraph
+    laws: Sequence[Law]
+    ignores_currents: bool = False
+    unseen: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._modules = dict(self.model.named_modules())
+        self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
+        producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
+        self.capture = Capture(self.model, self._calls(), tuple(producing))
+        self._reference = {law.symmetry.number: self._smallest(law) for law in self.laws if law.symmetry.absorbers}
+        self.clipping = Clipping(self.model, tuple(dict.fromkeys(self._reference.values())))
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        self.capture.attach()
+        self.clipping.attach()
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        self.capture.detach()
+        self.clipping.detach()
+
+    def clear(self, *, measuring: bool) -> None:
+        """A step is over; whether sizes are measured in the next one."""
+        self.capture.clear()
+        self.clipping.clear()
+        self.capture.measuring = measuring
+
+    def of(self, b: Bundle) -> tuple[Tensor, Tensor]:
+        """(predicted current; squares that rounding acts on at normalisations, in three rows) of every charge of a bundle."""
+        device = next(self.model.parameters()).device
+        current = torch.zeros(b.size, dtype=torch.float64, device=device)
+        vanishing = torch.zeros((3, b.size), dtype=torch.float64, device=device)
+        for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
+            sites = [site for site in law.symmetry.absorbers if site.node in self._nodes]
+            if not sites:
+                continue
+            factor = self.clipping.factor(self._reference[law.symmetry.number])
+            for site in sites:
+                self._add_site(law, site, factor, current[start:stop], vanishing[:, start:stop])
+        return current, vanishing
+
+    def _add_site(self, law: Law, site: Absorber, factor: float, current: Tensor, vanishing: Tensor) -> None:
+        problem = self.capture.problem(site.node)
+        if problem:
+            self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
+            return
+        placing, coefficient = Placing.of(site), float(site.coefficient)
+        noise = self.capture.noise(placing)
+        if noise is not None:
+            vanishing += (factor * coefficient) ** 2 * self._rows(law, noise)
+        found = self.capture.current(placing)
+        if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
+            current += factor * coefficient * found
+
+    def _rows(self, law: Law, noise: NormNoise) -> Tensor:
+        """Squares of sums, of elements, and of sums per Σ θ²."""
+        if law.linear:
+            return torch.stack([noise.shift_sums, noise.shift_elements, torch.zeros_like(noise.shift_sums)])
+        inputs = [self.capture.input_squares.get(path, 0.0) for path in self._producers[law.symmetry.number]]
+        return torch.stack([noise.scale_sums, noise.scale_elements, max(inputs, default=0.0) * noise.weight_sums])
+
+    # --- what is captured
+
+    def _calls(self) -> dict[str, list[Normalization]]:
+        """The calls of every module that laws need; a normalisation that no module makes cannot be captured."""
+        placings: dict[str, dict[Placing, None]] = {}
+        for law in self.laws:
+            for site in law.symmetry.absorbers:
+                if self._is_norm(site.node) and site.module in self._modules:
+                    placings.setdefault(site.node, {})[Placing.of(site)] = None
+        self._nodes = frozenset(placings)
+        needed = dict.fromkeys(self.graph.nodes[node]["module"] for node in placings)
+        return {path: [self._normalization(node, path, placings.get(node, {})) for node in self._norms_of(path)] for path in needed}
+
+    def _norms_of(self, path: str) -> list[str]:
+        return [n for n in self.graph.topological_order() if self.graph.nodes[n]["module"] == path and self._is_norm(n)]
+
+    def _is_norm(self, node: str) -> bool:
+        return self.graph.nodes[node]["operation"] in NORMALIZATIONS
+
+    def _normalization(self, node: str, path: str, placings: Iterable[Placing]) -> Normalization:
+        data = self.graph.nodes[node]
+        eps = float(data["attributes"].get("eps", 0.0))
+        return Normalization(node, path, Layout.of(self.graph, node), eps, data["parameters"].get("bias"), tuple(placings))
+
+    def _producing(self, law: Law) -> list[str]:
+        """Modules that hold the weights of a scale which a normalisation absorbs."""
+        uses = [node for name in law.symmetry.parameters for node, _ in self.graph.uses_of(name)]
+        paths = dict.fromkeys(self.graph.nodes[node]["module"] for node in uses)
+        return [path for path in paths if path in self._modules]
+
+    def _smallest(self, law: Law) -> str:
+        return min(law.symmetry.parameters, key=lambda name: self.model.get_parameter(name).numel())
