@@ -21,7 +21,7 @@ from noetherflow.symbolic.laws import Law, Laws
 
 
 def report_of(
-    monitor: Monitor, laws: Laws, graph: ArchitectureGraph, directory: Path, settings: Mapping[str, str], unseen: Mapping[str, str]
+    monitor: Monitor, laws: Laws, graph: ArchitectureGraph, directory: Path, settings: Mapping[str, str], unseen: Mapping[int, str]
 ) -> Report:
     """Sum up a run.
 
@@ -33,8 +33,8 @@ def report_of(
     directory : Path
         Where its trajectories are.
     settings : mapping of str to str
-    unseen : mapping of str to str
-        Law -> why it could not be checked.
+    unseen : mapping of int to str
+        Number of a symmetry -> why its law could not be checked.
     """
     families = []
     names = unique_names([law.name for b in monitor.bundles for law in b.laws])
@@ -43,7 +43,7 @@ def report_of(
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
             name = next(numbered)
             families.append(
-                _family(monitor, b, law, name, _part(tally, start, stop), prediction, slice(start, stop), unseen.get(law.name, ""))
+                _family(monitor, b, law, name, _part(tally, start, stop), prediction, slice(start, stop), unseen.get(law.symmetry.number, ""))
             )
     order = {name: i for i, name in enumerate(names)}
     position = {law.symmetry.number: i for i, law in enumerate(laws)}

@@ -15,12 +15,14 @@ Source: higham2019probabilistic for independent roundings; own for the sums.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from noetherflow.numeric.rounding import accumulation, unit_roundoff
+from noetherflow.symbolic.graph import ArchitectureGraph
 
 PASSES: Final = 16.0
 REFRESH: Final = 25
@@ -82,3 +84,14 @@ def update_variance(unit: float, fourth: Tensor, size: Tensor) -> Tensor:
         Σ |ξ||θ|-like size of the charge.
     """
     return unit**2 * fourth + (4 * DOUBLE * size) ** 2
+
+
+def gradient_lengths(graph: ArchitectureGraph) -> dict[str, int]:
+    """For each parameter, how many products a gradient entry sums at most: the elements of the result over those of its own output axis."""
+    out: dict[str, int] = {}
+    for name, parameter in graph.parameters.items():
+        for node, _ in graph.uses_of(name):
+            sizes = [s for s in graph.nodes[node]["shape"] if isinstance(s, int)]
+            own = parameter.shape[0] if parameter.shape and isinstance(parameter.shape[0], int) else 1
+            out[name] = max(out.get(name, 1), prod(sizes) // max(own, 1) if sizes else 1)
+    return out

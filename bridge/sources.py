@@ -45,7 +45,8 @@ class Sources:
     unseen: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._modules = dict(self.model.named_modules())
+        own = {module: path for path, module in self.model.named_modules()}
+        self._modules = {path: own[module] for path, module in self.model.named_modules(remove_duplicate=False)}  # a shared one has one name
         self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
         self.capture = Capture(self.model, self._calls(), tuple(producing))
@@ -74,26 +75,24 @@ class Sources:
         current = torch.zeros(b.size, dtype=torch.float64, device=device)
         vanishing = torch.zeros((3, b.size), dtype=torch.float64, device=device)
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
-            sites = [site for site in law.symmetry.absorbers if site.node in self._nodes]
-            if not sites:
-                continue
-            factor = self.clipping.factor(self._reference[law.symmetry.number])
-            for site in sites:
-                self._add_site(law, site, factor, current[start:stop], vanishing[:, start:stop])
+            for site in law.symmetry.absorbers:
+                if site.node in self._nodes or site in law.symmetry.breaking:
+                    self._add_site(law, site, current[start:stop], vanishing[:, start:stop])
         return current, vanishing
 
-    def _add_site(self, law: Law, site: Absorber, factor: float, current: Tensor, vanishing: Tensor) -> None:
-        problem = self.capture.problem(site.node)
+    def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
+        problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
         if problem:
             self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
             return
-        placing, coefficient = Placing.of(site), float(site.coefficient)
+        placing = Placing.of(site)
+        coefficient = float(site.coefficient) * self.clipping.factor(self._reference[law.symmetry.number])
         noise = self.capture.noise(placing)
         if noise is not None:
-            vanishing += (factor * coefficient) ** 2 * self._rows(law, noise)
+            vanishing += coefficient**2 * self._rows(law, noise)
         found = self.capture.current(placing)
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
-            current += factor * coefficient * found
+            current += coefficient * found
 
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""
@@ -112,11 +111,11 @@ class Sources:
                 if self._is_norm(site.node) and site.module in self._modules:
                     placings.setdefault(site.node, {})[Placing.of(site)] = None
         self._nodes = frozenset(placings)
-        needed = dict.fromkeys(self.graph.nodes[node]["module"] for node in placings)
+        needed = dict.fromkeys(self._modules[self.graph.nodes[node]["module"]] for node in placings)
         return {path: [self._normalization(node, path, placings.get(node, {})) for node in self._norms_of(path)] for path in needed}
 
     def _norms_of(self, path: str) -> list[str]:
-        return [n for n in self.graph.topological_order() if self.graph.nodes[n]["module"] == path and self._is_norm(n)]
+        return [n for n in self.graph.topological_order() if self._is_norm(n) and self._modules.get(self.graph.nodes[n]["module"]) == path]
 
     def _is_norm(self, node: str) -> bool:
         return self.graph.nodes[node]["operation"] in NORMALIZATIONS
@@ -130,7 +129,7 @@ class Sources:
         """Modules that hold the weights of a scale which a normalisation absorbs."""
         uses = [node for name in law.symmetry.parameters for node, _ in self.graph.uses_of(name)]
         paths = dict.fromkeys(self.graph.nodes[node]["module"] for node in uses)
-        return [path for path in paths if path in self._modules]
+        return list(dict.fromkeys(self._modules[path] for path in paths if path in self._modules))
 
     def _smallest(self, law: Law) -> str:
         return min(law.symmetry.parameters, key=lambda name: self.model.get_parameter(name).numel())

@@ -14,22 +14,23 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from noetherflow.bridge.bundles import Bundle, entries
-from noetherflow.bridge.capture import Capture
+from noetherflow.bridge.bundles import entries
 from noetherflow.bridge.findings import report_of, unique_names
+from noetherflow.bridge.loss_check import LossCheck
 from noetherflow.bridge.monitor import Monitor
+from noetherflow.bridge.noise import gradient_lengths
 from noetherflow.bridge.optimizers import rule_of
 from noetherflow.bridge.sabotage import Sabotage
+from noetherflow.bridge.sources import Sources
 from noetherflow.bridge.state import State, check
-from noetherflow.bridge.trace import Loss, first_tensor, trace
-from noetherflow.errors import RunError, TraceError
+from noetherflow.bridge.trace import Loss, trace
+from noetherflow.errors import RunError
 from noetherflow.numeric.recorder import Recorder
 from noetherflow.numeric.report import Report
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Laws, derive
-from noetherflow.symbolic.symmetries import Absorber
 
 
 def watch(
@@ -120,8 +121,7 @@ class Watch:
     _monitor: Monitor | None = None
     _laws: Laws | None = None
     _pending: dict[str, Any] | None = None
-    _logit_sum: float | None = None
-    _unseen: dict[str, str] = field(default_factory=dict)
+    _loss_check: LossCheck | None = None
     _last_recorded: int | None = None
 
     # --- before the run
@@ -161,7 +161,8 @@ class Watch:
         state = State(self.model, self.optimizer, names)
         sign = self.sabotage.sign if self.sabotage else 1.0
         self._monitor = Monitor(members, state, gradient_lengths(self.graph), sign=sign)
-        self._capture = Capture(self.model, self._captured_modules(members), self._producing_modules(members))
+        self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
+        self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None
         if self._pending is not None:
             self._monitor.load_state_dict(self._pending)
         if self.sabotage:
@@ -171,34 +172,6 @@ class Watch:
         kind = next(self.model.parameters()).device.type
         if torch.is_autocast_enabled(kind):
             self.monitor.compute_in(torch.get_autocast_dtype(kind))
-
-    def _captured_modules(self, members: Sequence[Any]) -> list[tuple[str, int]]:
-        """(module, calls) for each normalisation; one that no module makes cannot be captured."""
-        needed: dict[str, None] = {}
-        known = dict(self.model.named_modules())
-        for law in members:
-            for site in law.symmetry.absorbers:
-                if hasattr(known.get(site.module), "eps"):
-                    needed[site.module] = None
-                elif site in law.symmetry.breaking:
-                    self._unseen[law.name] = f"the normalisation at '{site.node}' is not a module, so its variance cannot be captured"
-        self._nodes = {path: [n for n in self.graph.topological_order() if self._is_norm(n, path)] for path in needed}
-        return [(path, max(1, len(self._nodes[path]))) for path in needed]
-
-    def _producing_modules(self, members: Sequence[Any]) -> list[str]:
-        """Modules that hold the weights of scales which a normalisation absorbs; `_producers` says which belong to which law."""
-        known = dict(self.model.named_modules())
-        self._producers: dict[int, list[str]] = {}
-        for law in members:
-            if law.symmetry.absorbers and not law.linear:
-                uses = [node for name in law.symmetry.parameters for node, _ in self.graph.uses_of(name)]
-                paths = dict.fromkeys(self.graph.nodes[node]["module"] for node in uses)
-                self._producers[law.symmetry.number] = [path for path in paths if path in known]
-        return list(dict.fromkeys(path for paths in self._producers.values() for path in paths))
-
-    def _is_norm(self, node: str, path: str) -> bool:
-        data = self.graph.nodes[node]
-        return bool(data["module"] == path and data["operation"].endswith("_norm"))
 
     # --- the run
 
@@ -221,7 +194,7 @@ class Watch:
             handle.remove()
         self._handles.clear()
         if self._monitor is not None:
-            self._capture.detach()
+            self._sources.detach()
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
@@ -245,12 +218,12 @@ class Watch:
             self._recorder = Recorder.resume(self.directory, columns=columns, from_step=monitor.step + 1)
         else:
             self._recorder = Recorder(self.directory, columns, self._families(), settings=self.settings, overwrite=self.where is None)
-        self._capture.attach()
+        self._sources.attach()
         self._handles.append(self.model.register_forward_pre_hook(self._note_autocast))
         self._handles.append(self.optimizer.register_step_pre_hook(self._before))
         self._handles.append(self.optimizer.register_step_post_hook(self._after))
-        if self.loss is not None and self._logit_axis() is not None:
-            self._handles.append(self.model.register_forward_hook(self._watch_logits))
+        if self._loss_check is not None:
+            self._handles.append(self.model.register_forward_hook(self._loss_check.forward))
 
     def _families(self) -> list[dict[str, object]]:
         names = unique_names([law.name for b in self.monitor.bundles for law in b.laws])
@@ -267,7 +240,8 @@ class Watch:
             raise RunError(
                 f"No gradient for {missing[:6]} at step {monitor.step}: torch skips such parameters. Freeze them, or use them in the loss."
             )
-        self._check_loss()
+        if self._loss_check is not None:
+            self._loss_check.confirm()
         if self.sabotage:
             self.sabotage.gradients(self.model)
         hyper = monitor.state.hyperparameters(first=not monitor.state.has_buffers())
@@ -276,14 +250,13 @@ class Watch:
         if not monitor.started:
             monitor.begin(hyper)
             self._record()
-        monitor.before_step(hyper, self._sources)
+        monitor.before_step(hyper, self._sources.of)
         if self.sabotage:
             self.sabotage.predictions(monitor.predictions)
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.monitor.after_step()
-        self._capture.clear()
-        self._capture.measuring = self.monitor.refreshes
+        self._sources.clear(measuring=self.monitor.refreshes)
         if self.monitor.after and self.monitor.step % self.record_every == 0:
             self._record()
         elif not self.monitor.after and (self.monitor.step - 1) % self.record_every == 0 and self.monitor.step > 1:
@@ -303,74 +276,13 @@ class Watch:
             self._recorder.record(at, {name: column.cpu().numpy() for name, column in columns.items()})
             self._last_recorded = at
 
-    # --- what the run tells besides the optimizer's state
-
-    def _sources(self, b: Bundle) -> tuple[Tensor, Tensor]:
-        """(predicted current; squares that rounding acts on at normalisations, in three rows) of every charge of a bundle."""
-        device = next(self.model.parameters()).device
-        current = torch.zeros(b.size, dtype=torch.float64, device=device)
-        vanishing = torch.zeros((3, b.size), dtype=torch.float64, device=device)
-        for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
-            for site in law.symmetry.absorbers:
-                self._add_site(law, site, current[start:stop], vanishing[:, start:stop])
-        return current, vanishing
-
-    def _add_site(self, law: Any, site: Absorber, current: Tensor, vanishing: Tensor) -> None:  # vanishing: three rows
-        nodes = self._nodes.get(site.module)
-        if nodes is None:
-            return
-        call = nodes.index(site.node)
-        noise = self._capture.noise(site.module, call)
-        if noise is not None:
-            sums, elements = (noise.shift_sums, noise.shift_elements) if law.linear else (noise.scale_sums, noise.scale_elements)
-            vanishing[0] += float(site.coefficient) ** 2 * _placed(site, sums)
-            vanishing[1] += float(site.coefficient) ** 2 * _placed(site, elements)
-            inputs = [self._capture.input_squares.get(path, 0.0) for path in self._producers.get(law.symmetry.number, ())]
-            vanishing[2] += float(site.coefficient) ** 2 * max(inputs, default=0.0) * _placed(site, noise.weight_sums)
-        if site in law.symmetry.breaking and not (self.sabotage and self.sabotage.ignores_currents):
-            found = self._capture.current(site.module, call)
-            if found is None:
-                self._unseen[law.name] = f"nothing was captured at '{site.module}'"
-            else:
-                current += float(site.coefficient) * _placed(site, found)
-
-    def _logit_axis(self) -> int | None:
-        last = self.graph.topological_order()[-1]
-        if self.graph.nodes[last]["operation"] != "cross_entropy":
-            return None
-        return int(self.graph.nodes[last]["attributes"].get("axis", 1))
-
-    def _watch_logits(self, model: nn.Module, args: Any, output: Any) -> None:
-        axis = self._logit_axis()
-        try:
-            logits = first_tensor(output)
-        except TraceError:
-            return
-        if self.monitor.step or axis is None or not logits.requires_grad:
-            return
-
-        def backward(gradient: Tensor) -> None:
-            total, size = gradient.double().sum(axis).abs().max(), gradient.double().abs().sum(axis).max()
-            self._logit_sum = float(total / size) if size > 0 else 0.0
-
-        logits.register_hook(backward)  # type: ignore[no-untyped-call]
-
-    def _check_loss(self) -> None:
-        """Cross-entropy's gradient sums to zero over the classes; one that does not is another loss's."""
-        if self._logit_sum is not None and self._logit_sum > 0.02:
-            raise RunError(
-                "The loop's loss is not the cross-entropy that was named: its gradient at the logits does not sum to zero over the classes "
-                f"(relative sum {self._logit_sum:.2g}). Name the loss that is used, or loss=None for what holds for every loss.",
-                relative_sum=self._logit_sum,
-            )
-
     # --- after it
 
     def report(self) -> Report:
         """The verdict so far: every law, its residual against its bound, and the budget of what moved it."""
         if self._recorder is not None:
             self._recorder.flush()
-        return report_of(self.monitor, self.laws, self.graph, self.directory, self.settings, self._unseen)
+        return report_of(self.monitor, self.laws, self.graph, self.directory, self.settings, self._sources.unseen)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, to be stored beside the model's and the optimizer's states."""
@@ -386,23 +298,3 @@ class Watch:
 
 def _folder(where: Path | str | None) -> Path:
     return Path(tempfile.mkdtemp(prefix="noetherflow-")) if where is None else Path(where)
-
-
-def _placed(site: Absorber, channels: Tensor) -> Tensor:
-    """A vector over a normalisation's channels, summed onto the family's indices."""
-    block = site.patch.view(channels)
-    rest = [d for d in range(block.dim()) if d not in site.places]
-    block = block.permute([*site.places, *rest])
-    summed: Tensor = block.reshape(*block.shape[: len(site.places)], -1).sum(-1).reshape(-1)
-    return summed
-
-
-def gradient_lengths(graph: ArchitectureGraph) -> dict[str, int]:
-    """For each parameter, how many products a gradient entry sums at most: the elements of the result over those of its own output axis."""
-    out: dict[str, int] = {}
-    for name, parameter in graph.parameters.items():
-        for node, _ in graph.uses_of(name):
-            sizes = [s for s in graph.nodes[node]["shape"] if isinstance(s, int)]
-            own = parameter.shape[0] if parameter.shape and isinstance(parameter.shape[0], int) else 1
-            out[name] = max(out.get(name, 1), int(torch.tensor(sizes).prod()) // max(int(own), 1) if sizes else 1)
-    return out

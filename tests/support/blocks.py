@@ -239,7 +239,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, channel, height, width)."""
-        return x * self.second(F.relu(self.first(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * self.second(F.silu(self.first(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
 class ConvNeXt(nn.Module):
@@ -360,14 +360,14 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token, learned positions, one layer; a head on the class token, or on the mean of all."""
+    """Patches, learned positions, one layer of attention and feed-forward, a head on the mean over positions; a class token or none."""
 
-    def __init__(self, *, pooled: bool = False) -> None:
+    def __init__(self, *, token: bool) -> None:
         super().__init__()
-        width, self.pooled = 4, pooled
+        width = 4
         self.patches = nn.Conv2d(2, width, 2, stride=2)
-        self.token = None if pooled else nn.Parameter(torch.randn(1, 1, width))
-        self.positions = nn.Parameter(torch.randn(1, 4 if pooled else 5, width))
+        self.token = nn.Parameter(torch.randn(1, 1, width)) if token else None
+        self.positions = nn.Parameter(torch.randn(1, 4 + token, width))
         self.attention, self.feed = FusedAttention(width, 2, 2), FeedForward(width, 3)
         self.norms = nn.ModuleList(layer_norm(width) for _ in range(3))
         self.head = nn.Linear(width, 3)
@@ -380,7 +380,7 @@ class VisionTransformer(nn.Module):
         x = x + self.positions
         x = x + self.attention(self.norms[0](x))
         x = self.norms[2](x + self.feed(self.norms[1](x)))
-        return self.head(x.mean(1) if self.pooled else x[:, 0])
+        return self.head(x.mean(1))
 
 
 class Unrolled(nn.Module):
