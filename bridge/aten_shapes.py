@@ -95,7 +95,7 @@ def _piece(a: Arguments, dim: int, start: int, length: int) -> Reading:
 def _slice(a: Arguments) -> Reading | None:
     start, stop, step = slice(a["start"], a["end"], a["step"]).indices(shape_of(a["self"])[a["dim"]])
     if stop <= start:
-        return None
+        return Reading("constant", {})  # no entries at all
     if step != 1:
         return _moved(a["self"], [a["dim"]], uniform=True, start=start, step=step)
     taken = part(a["self"], a["dim"], start, stop - start)
@@ -104,7 +104,9 @@ def _slice(a: Arguments) -> Reading | None:
 
 @READERS.reads("cat", "concat", "concatenate")
 def _concatenate(a: Arguments) -> Reading:
-    tensors = [t for t in a["tensors"] if shape_of(t) != (0,)]  # torch skips empty vectors
+    tensors = [t for t in a["tensors"] if prod(shape_of(t))]
+    if len(tensors) < 2:
+        return Reading("identity", {"input": (tensors or a["tensors"])[0]})
     return Reading("concatenate", {str(i): t for i, t in enumerate(tensors)}, {"dim": a["dim"] % len(a.shape)})
 
 

@@ -29,7 +29,7 @@ def gather(graph: ArchitectureGraph, buffers: Mapping[str, torch.Tensor]) -> Non
     _name_values(graph)
     matcher = Matcher(graph)
     for node in graph.topological_order():
-        for recognise in (_root_mean_square, _unit_norm, _centred, _gained, _shifted, _attention, _gelu):
+        for recognise in (_root_mean_square, _unit_norm, _centred, _gained, _shifted, _unshifted, _attention, _gelu):
             recognise(matcher, node)
         gather_rotation(matcher, node, buffers)
 
@@ -169,6 +169,21 @@ def _unit_norm(m: Matcher, node: str) -> None:
         dims, shape = m.attribute(rooted["input"], "dims", []), m.shape(x)
         if len(dims) == 1 and m.shape(length) == tuple(1 if i == dims[0] % len(shape) else size for i, size in enumerate(shape)):
             m.replace(node, "unit_norm", {"input": x}, dim=dims[0] % len(shape), eps=eps)
+            return
+
+
+# softmax(x - m) is softmax(x) for every m that is the same along the axis, such as the largest x
+
+
+def _unshifted(m: Matcher, node: str) -> None:
+    operation = m.operation(node)
+    if operation not in ("softmax", "log_softmax"):
+        return
+    shape, dim = m.shape(node), m.attribute(node, "dim")
+    (shifted,) = map(m.source, m.graph.predecessors(node)) if not m.graph.nodes[node]["parameters"] else ("",)
+    for x, shift in m.pairs(shifted, "subtract") if shifted else ():
+        if m.shape(x) == shape and len(m.shape(shift)) == len(shape) and m.shape(shift)[dim] == 1:
+            m.replace(node, operation, {"input": x}, **m.graph.nodes[node]["attributes"])
             return
 
 

@@ -142,7 +142,7 @@ def projected(family: Symmetry, coordinates: Tensor) -> Tensor:
     """The nearest coordinates that the family has: zero mean along each index, or symmetric matrices (the others rotate)."""
     if family.matrix:
         return (coordinates + coordinates.mT) / 2
-    for axis in range(coordinates.dim() if family.zero_mean else 0):
+    for axis in sorted(family.zero_mean):
         coordinates = coordinates - coordinates.mean(axis, keepdim=True)
     return coordinates
 

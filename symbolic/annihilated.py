@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from noetherflow.symbolic.axes import AxisTable, Identity
-from noetherflow.symbolic.ignored import ignored_directions, operand_patterns
+from noetherflow.symbolic.ignored import Ignored, operand_patterns
 from noetherflow.symbolic.images import read_by
 from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, cells, join_cells
 
@@ -53,16 +53,16 @@ class Reader:
     seen: frozenset[Identity]
 
 
-def readers(program: Program) -> list[Reader]:
-    """Every reader of an empty direction, in the order of computation."""
-    search = _Search(program)
+def readers(program: Program, ignored: Ignored) -> list[Reader]:
+    """Every reader of an empty direction, in the order of computation; `ignored` is what nothing downstream sees."""
+    search = _Search(program, ignored)
     for step in program.steps:
         search.follow(step)
     return search.found
 
 
 class _Search:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, ignored: Ignored) -> None:
         self.found: list[Reader] = []
         self.table: AxisTable = program.table
         self._empty: dict[tuple[int, Block], Empty] = {}
@@ -71,7 +71,7 @@ class _Search:
         for step in program.steps:
             for root in dict.fromkeys(read_by(step)):
                 self._consumers[root].append(step)
-        self._ignored = ignored_directions(program)
+        self._ignored = ignored
 
     def follow(self, step: object) -> None:
         """Carry empty directions through one primitive, and note who reads them."""
@@ -87,12 +87,17 @@ class _Search:
                     self._add(step, row)
             case Apply() if step.factor is not None:
                 for out, x in cells(self.table, (step.out, step.operand)):
+                    if step.factor != 1 and self._has_bias(step.operand.value.root, x):
+                        continue
                     self._pass((step.operand.value.root, x), (step.out.value.root, out))
             case Join():
                 for whole, cell, piece in join_cells(self.table, step):
                     sides = [(step.whole.root, whole), (piece.root, cell)]
                     source, target = reversed(sides) if step.glued else sides
                     self._pass(source, target)
+
+    def _has_bias(self, root: int, cell: Cell) -> bool:
+        return (root, cell.block) in self._empty and bool(self._empty[root, cell.block].biases)
 
     def _begin(self, step: Normalize) -> None:
         over = {label for label in step.out.labels if label in step.over}
@@ -109,7 +114,9 @@ class _Search:
             return
         along = {place for place, leaf in mine.leaves.items() if leaf.identity in empty.along}
         if len(step.operands) == 1 or not any(cell.leaves.keys() & along for i, cell in enumerate(row[1:]) if i != number):
-            self._pass((term.value.root, mine), (step.out.value.root, out))
+            averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
+            if averaged or not empty.biases:  # only an average leaves a bias as it is
+                self._pass((term.value.root, mine), (step.out.value.root, out))
         elif len(step.operands) == 2:
             other, theirs = step.operands[1 - number], row[2 - number]
             if other.value.parameter is not None and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():

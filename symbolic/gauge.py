@@ -23,6 +23,7 @@ from noetherflow.symbolic.axes import Leaf, Misaligned
 from noetherflow.symbolic.families import Family, gather
 from noetherflow.symbolic.gauge_table import RULES, Call
 from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
 from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
@@ -69,7 +70,8 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     wanted = wanted_index_sets(program)
     found = algebras(program)
     scales = _families(program, scale_equations(program, wanted))
-    shifts = _shift_families(program, wanted)
+    ignored = ignored_directions(program)
+    shifts = _shift_families(program, wanted, ignored)
     writer = Writer(program, graph, shifts.images)
     used = {id(f): matrix_index(program, found, f) for f in scales}
     diagonal = {id(algebra) for algebra in used.values()}
@@ -78,7 +80,7 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     by_scale = [writer.scale(f, used[id(f)]) for f in scales]
     turns = [writer.rotation(algebra) for algebra in found if id(algebra) not in diagonal]
     members = [s for s in by_scale if not all((a.parameter, a.patch) in unseen for a in s.actions)] + by_shift
-    members += [s for s in (*turns, *map(writer.reader, readers(program))) if s.dimension != 0]
+    members += [s for s in (*turns, *map(writer.reader, readers(program, ignored))) if s.dimension != 0]
     order = {name: i for i, name in enumerate(graph.parameters)}
     members.sort(key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
     return Symmetries([replace(s, number=i) for i, s in enumerate(members)], program.opaque, writer.axis_classes())
@@ -158,8 +160,8 @@ class _Shifts:
     images: Images
 
 
-def _shift_families(program: Program, wanted: frozenset[Atoms]) -> _Shifts:
-    systems, images = shift_equations(program, wanted)
+def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> _Shifts:
+    systems, images = shift_equations(program, wanted, ignored)
     families = _families(program, systems, images.targets)
     return _Shifts([f for f in families if not _moves_a_weight_it_passes(f, images)], images)
 

@@ -76,7 +76,11 @@ def _weight_norm(program: Program, call: Call) -> Value:
 @rule("softmax", "log_softmax")
 def _softmax(program: Program, call: Call) -> Value:
     x = call["input"]
-    return program.normalize(call.node, x, [call.get("dim", -1) % len(x.axes)], scale=False, shift=True)
+    dim = call.get("dim", -1) % len(x.axes)
+    y = program.normalize(call.node, x, [dim], scale=False, shift=True)
+    if call.operation == "softmax":
+        program.probabilities[y.root] = y.axes[dim]
+    return y
 
 
 # --- attention: softmax(q k) v, head by head; a group of query heads shares one head of keys and values
@@ -96,9 +100,10 @@ def _attention(program: Program, call: Call) -> Value:
     if "mask" in call.values:
         scores = _masked(program, call, scores, len(lead), group)
     p = program.normalize(call.node, scores, [len(scores.axes) - 1], scale=False, shift=True)
-    averaged = None if call.get("dropout") else 1
+    if not call.get("dropout"):
+        program.probabilities[p.root] = p.axes[-1]
     weights = (p, [*lead, *group, "m", "n"])
-    y = program.contract(call.node, [weights, (v, [*lead, "n", "f"])], [*lead, *group, "m", "f"], averaged=averaged)
+    y = program.contract(call.node, [weights, (v, [*lead, "n", "f"])], [*lead, *group, "m", "f"])
     heads_at = len(lead) - 1
     return program.view(y, [*y.axes[:heads_at], y.axes[heads_at] + y.axes[heads_at + 1], *y.axes[heads_at + 2 :]]) if group else y
 

@@ -104,7 +104,8 @@ def _einsum(program: Program, call: Call) -> Value:
     if any(len(set(part)) != len(part) for part in (*letters, out)):
         raise Misaligned("a diagonal")
     operands = [(call[slot], list(part)) for slot, part in zip(sorted(call.values, key=int), letters, strict=True)]
-    return program.contract(call.node, operands, list(out), uniform=True)
+    shared = all(letter in out or sum(letter in part for part in letters) > 1 for part in letters for letter in part)
+    return program.contract(call.node, operands, list(out), uniform=shared)
 
 
 # A table that is read row by row: every output row is one row of the weight, so what all rows share passes.

@@ -137,12 +137,13 @@ Primitive = Contract | Add | Apply | Normalize | Turn | Join | Pin
 
 @dataclass
 class Program:
-    """A graph written in primitives, in the order of computation."""
+    """A graph written in primitives, in the order of computation; `probabilities` are tensors that sum to one along an axis."""
 
     table: AxisTable = field(default_factory=AxisTable)
     steps: list[Primitive] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
+    probabilities: dict[int, Axis] = field(default_factory=dict)
     _roots: Iterator[int] = field(default_factory=count)
 
     def value(self, axes: Sequence[Axis], *, fixed: bool = False, parameter: str | None = None) -> Value:
@@ -175,14 +176,13 @@ class Program:
         *,
         linear: bool = True,
         uniform: bool = False,
-        averaged: int | None = None,
     ) -> Value:
         """Multiply operands and sum over the labels that `out` lacks; labels in `fresh` are new axes of the result."""
         terms = [_term(value, labels) for value, labels in operands]
         known = self._unified(terms)
         axes = [self._out_axis(label, known, fresh or {}) for label in out]
         result = self.value(axes, fixed=all(t.value.fixed for t in terms))
-        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, uniform, averaged))
+        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, uniform, self._averaged(terms, out)))
         return result
 
     def add(self, node: str, operands: Sequence[Value], coefficients: Sequence[int] | None = None) -> Value:
@@ -198,6 +198,8 @@ class Program:
     def apply(self, node: str, x: Value, degree: sp.Rational | None, factor: sp.Rational | None = None) -> Value:
         """One function on every element."""
         result = self.value(x.axes, fixed=x.fixed)
+        if factor == 1 and x.root in self.probabilities:
+            self.probabilities[result.root] = self.probabilities[x.root]
         labels = [str(i) for i in range(len(x.axes))]
         self.steps.append(Apply(node, _term(result, labels), _term(x, labels), degree, factor))
         return result
@@ -240,6 +242,18 @@ class Program:
         part = self.value([cuts[where] if i == axis else self.table.like(a) for i, a in enumerate(whole.axes)], fixed=whole.fixed)
         self.steps.append(Join(node, whole, axis, tuple(part if i == where else None for i in range(len(sizes))), tuple(sizes)))
         return part
+
+    def _averaged(self, terms: Sequence[Term], out: Sequence[Label]) -> int | None:
+        """The operand of a product that the other averages, with probabilities over all that is summed."""
+        if len(terms) != 2:
+            return None
+        for number, term in enumerate(terms):
+            along = self.probabilities.get(term.value.root)
+            summed = {label for other in terms for label in other.labels if label is not None and label not in out}
+            mine = {label for label, axis in zip(term.labels, term.value.axes, strict=True) if axis == along and label is not None}
+            if along and mine == summed:
+                return 1 - number
+        return None
 
     def _unified(self, terms: Sequence[Term]) -> dict[str, Axis]:
         known: dict[str, Axis] = {}
@@ -324,7 +338,13 @@ def join_cells(table: AxisTable, step: Join) -> Iterator[tuple[Cell, Cell, Value
 
 
 def _containing(offset: Size, starts: Sequence[Size]) -> int:
-    return max(j for j, start in enumerate(starts) if sp.Ge(offset, start) == True)  # noqa: E712  # a symbolic comparison may be undecided
+    return max(j for j, start in enumerate(starts) if _reaches(offset, start))
+
+
+def _reaches(offset: Size, start: Size) -> bool:
+    if isinstance(offset, int) and isinstance(start, int):
+        return offset >= start
+    return sp.Ge(offset, start) == True  # noqa: E712  # a symbolic comparison may be undecided
 
 
 def _at(segments: Sequence[Segment], offset: Size) -> Segment:

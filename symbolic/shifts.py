@@ -22,7 +22,7 @@ from fractions import Fraction
 
 from noetherflow.symbolic.axes import AxisTable, Identity
 from noetherflow.symbolic.equations import Chosen, Statement, each, equal_pieces, pinned, stated, summed, unchanged, unknown_of
-from noetherflow.symbolic.ignored import Ignored, ignored_directions, operand_patterns
+from noetherflow.symbolic.ignored import Ignored, operand_patterns
 from noetherflow.symbolic.images import Images
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown
 from noetherflow.symbolic.primitives import Add, Apply, Cell, Contract, Join, Normalize, Pin, Program, Turn, cells
@@ -31,10 +31,10 @@ from noetherflow.symbolic.scalings import constant_along
 Total = dict[tuple[Atoms, Chosen], list[tuple[Unknown | None, int | Fraction]]]
 
 
-def shift_equations(program: Program, wanted: frozenset[Atoms]) -> tuple[Systems, Images]:
+def shift_equations(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> tuple[Systems, Images]:
     """All equations on constant shifts of a program, and the images through weights among their unknowns."""
     movable = {value.root for value in program.parameters.values() if not value.fixed}
-    shifts = _Shifts(ignored_directions(program), Images(program), movable)
+    shifts = _Shifts(ignored, Images(program), movable)
     rules: dict[type, Statement] = {
         Contract: shifts.contract,
         Add: shifts.add,

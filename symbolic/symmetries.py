@@ -59,8 +59,8 @@ class Symmetry:
     actions : tuple of Action
     absorbers : tuple of Absorber
         Normalisations that do not see the change.
-    zero_mean : bool
-        Only coefficients whose mean over every index is zero.
+    zero_mean : frozenset of int
+        Positions of the indices over which coefficients must have zero mean.
     centred : bool
         Only rotations that fix (1, ..., 1).
     """
@@ -69,7 +69,7 @@ class Symmetry:
     indices: tuple[tuple[str, Size], ...]
     actions: tuple[Action, ...]
     absorbers: tuple[Absorber, ...] = ()
-    zero_mean: bool = False
+    zero_mean: frozenset[int] = frozenset()
     centred: bool = False
     number: int = 0
 
@@ -102,7 +102,7 @@ class Symmetry:
         if self.rotation:
             *spectators, n = self.sizes
             return multiply([*spectators, _rotations(n - 1 if self.centred else n)])
-        return multiply([size - 1 for size in self.sizes] if self.zero_mean else list(self.sizes))
+        return multiply([size - (position in self.zero_mean) for position, size in enumerate(self.sizes)])
 
     @cached_property
     def directions(self) -> Size:
@@ -169,10 +169,8 @@ class Symmetry:
             return direction.reshape([*self.sizes, self.sizes[-1]])
         if self.rotation:
             return _antisymmetric(direction.reshape([*self.sizes[:-1], -1]), self.sizes[-1], self.centred)
-        if not self.zero_mean:
-            return direction.reshape(list(self.sizes))
-        out = direction.reshape([size - 1 for size in self.sizes])
-        for axis in range(len(self.sizes)):
+        out = direction.reshape([size - (position in self.zero_mean) for position, size in enumerate(self.sizes)])
+        for axis in sorted(self.zero_mean):
             last = -out.sum(axis, keepdim=True)
             out = _appended(out, last, axis)
         return out

@@ -69,9 +69,9 @@ class Writer:
             factors = (*gains[:behind], self._factor(bias, identities, 1))
             actions.append(self._taken_back(reader, identities, patch, free, factors))
         indices = self._indices(tuple(patch.indices[d].atom for d in free))
-        seen = {d for d, identity in enumerate(identities) if identity in reader.seen}
+        seen = frozenset(i for i, d in enumerate(free) if identities[d] in reader.seen)
         kind = "affine" if reader.empty.gains or reader.empty.biases else "translation"
-        return Symmetry(kind, indices, tuple(actions), zero_mean=bool(seen) and seen == set(free))
+        return Symmetry(kind, indices, tuple(actions), zero_mean=seen)
 
     def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int) -> Factor:
         root, block, indices = dressed
@@ -98,7 +98,8 @@ class Writer:
         return out
 
     def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...]) -> Symmetry:
-        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), family.zero_mean)
+        zero_mean = frozenset(range(len(atoms))) if family.zero_mean else frozenset()
+        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean)
 
     def _indices(self, atoms: Atoms) -> tuple[tuple[str, object], ...]:
         return tuple(zip(INDEX_LETTERS, [self.program.table.atom_size(a) for a in atoms], strict=False))

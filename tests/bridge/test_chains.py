@@ -367,6 +367,24 @@ def test_attention_and_gelu_written_out_are_recognised(name: str) -> None:
     torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)
 
 
+SHIFTED: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
+    "the largest": (lambda s, x: (x - x.max(-1, keepdim=True).values).softmax(-1), ["softmax"]),
+    "any, in logarithms": (lambda s, x: (x - x[..., :1].exp()).log_softmax(-1), ["log_softmax"]),
+    "of another axis": (lambda s, x: (x - x.mean(1, keepdim=True)).softmax(-1), ["mean", "subtract", "softmax"]),
+    "with fewer axes": (lambda s, x: (x - x[0, 0, 0].tanh()).softmax(1), ["slice", "reshape"] * 3 + ["tanh", "subtract", "softmax"]),
+    "the other way round": (lambda s, x: (x[..., :1] - x).softmax(-1), ["slice", "subtract", "softmax"]),
+}
+
+
+@pytest.mark.parametrize("name", list(SHIFTED))
+def test_what_softmax_does_not_see_is_left_out(name: str) -> None:
+    function, expected = SHIFTED[name]
+    model, x = Block(function), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    graph = trace(model, x)
+    assert names(graph) == expected
+    torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)
+
+
 def test_dropout_of_attention_written_out_is_its_own() -> None:
     model = Block(lambda s, x: attended(s, x, after=lambda p: F.dropout(p, 0.25)), q=parameter(6, 4), k=parameter(6, 4), v=parameter(6, 3))
     graph = trace(model, torch.randn(2, 3, 5, 6, dtype=torch.float64))

@@ -93,6 +93,7 @@ COMPUTED: dict[str, tuple[Function, tuple[int, ...], list[str]]] = {
     "unflatten": (lambda s, x: x.unflatten(1, (2, 3)).squeeze(), (4, 6), ["reshape"] * 2),
     "repeat along new and single axes": (lambda s, x: x[:1].repeat(3, 2, 1), (4, 6), ["slice", "reshape", "expand"]),
     "cat": (lambda s, x: torch.cat([x, x.tanh(), x], -1), (4, 6), ["tanh", "concatenate"]),
+    "cat with nothing": (lambda s, x: torch.cat([x[:, :6], x[:, 6:]], -1), (4, 6), ["identity", "identity"]),
     "pixel shuffle": (lambda s, x: F.pixel_shuffle(x, 2), (2, 8, 3, 2), ["reshape", "permute", "reshape"]),
     "conv": (lambda s, x: s.m(x), (2, 4, 7, 7), ["convolution"]),
     "conv transpose": (lambda s, x: s.t(x), (2, 4, 5, 5), ["transposed_convolution"]),

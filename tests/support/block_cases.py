@@ -155,7 +155,7 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     TOKENS("gpt2_cross_entropy", gpt2, dimension=92 + 4, missing=4, why=READER, loss="cross_entropy"),
     TOKENS("gpt2_tied_cross_entropy", partial(gpt2, tied=True), dimension=69 + 4, loss="cross_entropy"),
     TOKENS("post_norm_layer_norm", partial(post_norm, layer_norm, bias=True), dimension=65, missing=5, why=POST),
-    TOKENS("post_norm_rms_norm", partial(post_norm, rms_norm, bias=False), dimension=21),
+    TOKENS("post_norm_rms_norm", partial(post_norm, rms_norm, bias=False), dimension=22),
     TOKENS("parallel_without_biases", palm, dimension=64),
     TOKENS("parallel_with_biases", gptj, dimension=63, missing=8, why=f"{READER}: 4; {TWO_WEIGHTS} (values, output map): 4"),
     TOKENS("relu_stack_without_gains", relu_stack, dimension=45),

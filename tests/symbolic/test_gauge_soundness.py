@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from support.assembled import BATCH, MAKERS, Assembled, Step
 from support.assembled_blocks import BLOCKS, smallest_variance
+from support.block_cases import BLOCK_CASES
 from support.cases import CASES, Case
 from support.invariance import Probe, independent_directions, violations
 
@@ -91,14 +92,15 @@ def test_symmetries_of_thousands_of_random_networks(shape: tuple[int, ...], spec
     confront(shape, spec)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (*CASES, *BLOCK_CASES), ids=lambda case: case.name)
 def test_symmetries_of_the_case_table_are_true(case: Case) -> None:
     torch.set_default_dtype(torch.float64)
     model = case.build()
-    probe = Probe(model, torch.randn(case.batch, *case.shape), case.loss)
+    probe = Probe(model, case.inputs(), case.loss)
     found = symmetries(trace(model, probe.inputs, loss=case.loss))
     assert violations(probe, found) == []
     assert independent_directions(probe, found) == found.dimension
+    assert independent_directions(probe, found, points=1) == found.dimension - case.excess
 
 
 def test_a_wrong_symmetry_is_seen() -> None:

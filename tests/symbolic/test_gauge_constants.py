@@ -1,0 +1,86 @@
+"""What happens to a constant on its way: sums multiply it, averages leave it, weights make an image of it. Each of these once gave a false law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.cases import Block
+from support.invariance import Probe, independent_directions, violations
+from torch import Tensor, nn
+
+from noetherflow.bridge.trace import trace
+from noetherflow.numeric.functional_rank import functional_rank
+from noetherflow.symbolic.gauge import symmetries
+
+Function = Callable[[Any, Tensor], Tensor]
+
+
+def norm() -> nn.Module:
+    layer = nn.LayerNorm(4, eps=1e-30)
+    with torch.no_grad():
+        layer.weight.add_(torch.rand(4))
+        layer.bias.add_(torch.randn(4))
+    return layer
+
+
+def parts(**more: nn.Module | nn.Parameter) -> dict[str, Any]:
+    return {"a": nn.Linear(3, 4), "n": norm(), "b": nn.Linear(4, 5), **more}
+
+
+def weight_and_bias() -> dict[str, Any]:
+    return {"a": nn.Linear(3, 4), "n": norm(), "w": nn.Parameter(torch.randn(5, 4)), "c": nn.Parameter(torch.randn(5))}
+
+
+# name, function, parts, directions derived, directions there are
+CASES: tuple[tuple[str, Function, Callable[[], dict[str, Any]], int, int], ...] = (
+    ("mean_over_positions", lambda s, x: s.b(s.n(s.a(x)).mean(1)), parts, 21, 21),
+    ("sum_over_positions", lambda s, x: s.b(s.n(s.a(x)).sum(1)), parts, 12, 21),
+    ("scaled", lambda s, x: s.b(0.5 * s.n(s.a(x))), parts, 16, 21),
+    ("a_gain_for_every_position", lambda s, x: s.b(s.g * s.n(s.a(x))), lambda: parts(g=nn.Parameter(torch.randn(2, 1))), 13, 17),
+    (
+        "a_product_that_sums_positions",
+        lambda s, x: torch.einsum("bni,oi->bo", s.n(s.a(x)), s.w) + s.c,
+        weight_and_bias,
+        12,
+        21,
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "function", "made", "derived", "there"), CASES, ids=[case[0] for case in CASES])
+def test_a_constant_is_followed_or_given_up(name: str, function: Function, made: Callable[[], Any], derived: int, there: int) -> None:
+    torch.set_default_dtype(torch.float64)
+    model = Block(function, **made())
+    probe = Probe(model, torch.randn(8, 2, 3))
+    found = symmetries(trace(model, probe.inputs))
+    assert violations(probe, found) == []
+    assert independent_directions(probe, found, points=1) == found.dimension == derived
+    measured = functional_rank(model, (torch.randn(8, 2, 3) for _ in range(12)))
+    assert (measured.defect, measured.gap > 1e6) == (there, True)
+
+
+def test_a_reader_that_a_loss_also_ignores_is_counted_once() -> None:
+    """Rows of the head that read an empty direction, and class shifts: what is both belongs to one family only."""
+    torch.set_default_dtype(torch.float64)
+    model = Block(lambda s, x: s.head(s.n(s.a(x)).flatten(1)), a=nn.Linear(3, 4), n=norm(), head=nn.Linear(8, 5))
+    probe = Probe(model, torch.randn(8, 2, 3), "cross_entropy")
+    found = symmetries(trace(model, probe.inputs, loss="cross_entropy"))
+    assert violations(probe, found) == []
+    assert independent_directions(probe, found, points=1) == found.dimension == 33
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_bias_of_the_values_passes_probabilities_that_sum_to_one(dropout: float) -> None:
+    torch.set_default_dtype(torch.float64)
+    layers = {name: nn.Linear(4, 4) for name in "qkvo"}
+    model = Block(
+        lambda s, x: s.o(nn.functional.dropout((s.q(x) @ s.k(x).mT).softmax(-1), dropout) @ s.v(x)),
+        **layers,
+    )
+    probe = Probe(model, torch.randn(6, 3, 4))
+    found = symmetries(trace(model, probe.inputs))
+    assert violations(probe, found) == []
+    assert any(set(s.parameters) == {"v.bias", "o.bias"} for s in found) == (dropout == 0.0)
