@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from noetherflow.bridge.bundles import Bundle, entries
+from noetherflow.bridge.kernels_heads import reduce_all
 from noetherflow.bridge.kernels_torch import Reducer, Request, reduce
-from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.actions import Action, Patch
+from noetherflow.symbolic.laws import Law
 
 Slot = tuple[int, int, str]  # bundle, position of the group, quantity
 Tensors = Mapping[str, Tensor]
@@ -88,7 +89,7 @@ class Plan:
         results: list[Tensor] = []
         for (name, patch), requests in self.blocks.items():
             tensors = {vector: patch.view(tensor) for vector, tensor in vectors[name].items()}
-            results.extend(r.reshape(-1) for r in self.backend(tensors, combinations.get(name, {}), requests))
+            results.extend(r.reshape(-1) for r in reduce_all(self.backend, tensors, combinations.get(name, {}), requests))
         flat = torch.cat(results).to(device) if results else torch.zeros(0, dtype=torch.float64, device=device)
         signed = torch.zeros(self.size, dtype=torch.float64, device=device)
         absolute = torch.zeros_like(signed)

@@ -79,9 +79,11 @@ class _Search:
             case Normalize() if step.scale and step.shift and not step.operand.value.fixed:
                 self._begin(step)
             case Contract() if step.linear:
-                for row in cells(self.table, (step.out, *step.operands)):
-                    for number in range(len(step.operands)):
+                rows = list(cells(self.table, (step.out, *step.operands)))
+                for number in range(len(step.operands)):
+                    for row in rows:
                         self._contract(step, row, number)
+                    self.found.extend(self._readers(step, rows, number))
             case Add():
                 for row in cells(self.table, (step.out, *step.operands)):
                     self._add(step, row)
@@ -122,8 +124,6 @@ class _Search:
             if other.value.parameter is not None and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():
                 gain = (other.value.root, theirs.block, _indices(theirs, mine))
                 self._pass((term.value.root, mine), (step.out.value.root, out), gain)
-            elif along <= theirs.leaves.keys() and not along & out.leaves.keys():
-                self._read(step, row, number, empty, along)
 
     def _add(self, step: Add, row: Sequence[Cell]) -> None:
         out, *operands = row
@@ -149,36 +149,50 @@ class _Search:
         if all(identity in moved for identity in _needed(empty)):
             self._empty[target[0], target[1].block] = _renamed(empty, moved)
 
-    def _read(self, step: Contract, row: Sequence[Cell], number: int, empty: Empty, along: set[tuple[str, int]]) -> None:
-        out, mine, theirs, weight = row[0], row[1 + number], row[2 - number], step.operands[1 - number].value
-        if weight.parameter is None or weight.fixed or self._uses[weight.root] != 1:
+    def _readers(self, step: Contract, rows: Sequence[Sequence[Cell]], number: int) -> Iterator[Reader]:
+        """Blocks of a weight that meet the same empty direction wherever they are used."""
+        if len(step.operands) != 2:
             return
+        value, found = step.operands[1 - number].value, defaultdict(list)
+        if value.parameter is not None and not value.fixed and self._uses[value.root] == 1:
+            for row in rows:
+                found[row[2 - number].block].append(self._reader(step, row, number))
+        for first, *others in found.values():
+            if first is not None and all(other == first for other in others):
+                yield first
+
+    def _reader(self, step: Contract, row: Sequence[Cell], number: int) -> Reader | None:
+        out, mine, theirs = row[0], row[1 + number], row[2 - number]
+        empty = self._empty.get((step.operands[number].value.root, mine.block))
+        if empty is None or (empty.biases and not step.uniform):
+            return None
+        along = {place for place, leaf in mine.leaves.items() if leaf.identity in empty.along}
         moved = {leaf.identity: theirs.leaves[place].identity for place, leaf in mine.leaves.items() if place in theirs.leaves}
-        if not all(identity in moved for identity in _needed(empty)) or (empty.biases and not step.uniform):
-            return
+        if along & out.leaves.keys() or not all(identity in moved for identity in _needed(empty)):
+            return None
+        bias = self._bias(step, out, theirs) if empty.biases else None
+        if empty.biases and bias is None:
+            return None
         patterns = operand_patterns(step, row, 1 - number, self._ignored)
-        bias, indices = (self._bias(step, out, theirs) or (None, ())) if empty.biases else (None, ())
-        if bias is not None or not empty.biases:
-            seen = frozenset().union(*patterns)
-            self.found.append(Reader((weight.root, theirs.block), _renamed(empty, moved), bias, indices, seen))
+        weight = step.operands[1 - number].value.root, theirs.block
+        return Reader(weight, _renamed(empty, moved), *(bias or (None, ())), frozenset().union(*patterns))
 
     def _bias(self, step: Contract, out: Cell, weight: Cell) -> tuple[tuple[int, Block], tuple[tuple[Identity, Identity], ...]] | None:
-        """The bias that is added to a reader's result, if it can take back a shift that depends on the weight's indices."""
-        ours = {leaf.identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
+        """The bias that is added to a reader's result and can take back a shift along the weight's free indices."""
         consumers = self._consumers[step.out.value.root]
-        if len(consumers) != 1 or not isinstance(consumers[0], Add) or not ours:
+        if len(consumers) != 1 or not isinstance(consumers[0], Add) or consumers[0].coefficients != (1, 1):
             return None
         add = consumers[0]
-        where = {out.leaves[place].identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
+        free = {out.leaves[place].identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
         for _, *operands in cells(self.table, (add.out, *add.operands)):
-            pairs = list(zip(add.operands, operands, strict=True))
-            mine = next((cell for term, cell in pairs if (term.value.root, cell.block) == (step.out.value.root, out.block)), None)
-            for term, cell in pairs:
-                value = term.value
-                if mine is not None and value.parameter and not value.fixed and self._uses[value.root] == 1 and add.coefficients == (1, 1):
-                    met = tuple((leaf.identity, where.get(mine.leaves[p].identity)) for p, leaf in cell.leaves.items() if p in mine.leaves)
-                    if {w for _, w in met} == set(where.values()) and len(met) == len(cell.leaves):
-                        return (value.root, cell.block), met  # type: ignore[return-value]
+            (mine, bias), terms = operands, add.operands
+            if terms[1].value.root == step.out.value.root:
+                (bias, mine), terms = operands, terms[::-1]
+            value = terms[1].value
+            if mine.block == out.block and value.parameter and not value.fixed and self._uses[value.root] == 1:
+                met = tuple((leaf.identity, free.get(mine.leaves[p].identity)) for p, leaf in bias.leaves.items() if p in mine.leaves)
+                if len(met) == len(bias.leaves) and {index for _, index in met} == set(free.values()) and free:
+                    return (value.root, bias.block), met  # type: ignore[return-value]  # none of them is None
         return None
 
 

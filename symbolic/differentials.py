@@ -136,6 +136,10 @@ class Series:
         number = self.domain.convert(factor)
         return self._with(((n + power, tree), number * value) for (n, tree), value in self.terms.items())
 
+    def kept(self, length: int) -> Series:
+        """The same series with another number of powers kept; those that were dropped count as zero."""
+        return self._summed(self.domain, length, self.terms.items())
+
     def only(self, power: int) -> Series:
         """The part with one power of η."""
         return self._with((key, value) for key, value in self.terms.items() if key[0] == power)

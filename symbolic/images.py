@@ -121,39 +121,50 @@ class Images:
         """Nothing changes."""
         self.stop(systems, table, Term(step.value, tuple(str(i) if axis else None for i, axis in enumerate(step.value.axes))))
 
-    def add(self, systems: Systems, step: Add, row: Sequence[Cell]) -> None:
+    def add(self, systems: Systems, table: AxisTable, step: Add) -> None:
         """Images add up; a bias with their indices, read nowhere else, can take them back."""
+        rows = list(cells(table, (step.out, *step.operands)))
+        for row in rows:  # first of all rows: what a bias takes back in one of them it adds in the others
+            self._let_biases_join(step, row)
+        for row in rows:
+            self._sum(systems, step, row)
+
+    def _let_biases_join(self, step: Add, row: Sequence[Cell]) -> None:
+        out, *operands = row
+        for tag, held in self._summed(step, row).items():
+            for term, cell in zip(step.operands, operands, strict=True):
+                value, mine = term.value, {out.leaves[p].identity for p in cell.leaves}
+                free = value.parameter and not value.fixed and value.root != self.known[tag].weight and self._uses[value.root] == 1
+                if free and mine == held.places.keys():
+                    unknown = _unknown(value.root, cell.block, tag)
+                    places = {leaf.identity: held.places[out.leaves[p].identity] for p, leaf in cell.leaves.items()}
+                    self.indices[unknown] = places
+                    self._put(value.root, cell.block, tag, places, held.keys)
+                    for key in held.keys:
+                        self.targets[key].append(unknown)
+
+    def _sum(self, systems: Systems, step: Add, row: Sequence[Cell]) -> None:
+        out, *operands = row
+        members = [(t.value.root, cell, c) for t, cell, c in zip(step.operands, operands, step.coefficients, strict=True)]
+        for tag, held in self._summed(step, row).items():
+            parts = [(_unknown(root, cell.block, tag), -c) for root, cell, c in members if tag in self._held.get((root, cell.block), {})]
+            for key in held.keys:
+                systems.state(key, summed([(_unknown(step.out.value.root, out.block, tag), 1), *parts]))
+            for root, cell, _ in members:
+                mine = self._held.get((root, cell.block), {}).get(tag)
+                if mine is not None and _moved(mine, cell, out) != held.places:
+                    self._stop(systems, tag, mine, root, cell)
+            self._put(step.out.value.root, out.block, tag, held.places, held.keys)
+
+    def _summed(self, step: Add, row: Sequence[Cell]) -> dict[Identity, _Held]:
+        """The images on the addends, with the indices that the result has."""
         out, *operands = row
         found: dict[Identity, _Held] = {}
         for term, cell in zip(step.operands, operands, strict=True):
             for tag, held in self._on(term.value.root, cell):
-                mine = _moved(held, cell, out)
-                first = found.setdefault(tag, _Held(mine or {}, set()))
+                first = found.setdefault(tag, _Held(_moved(held, cell, out) or {}))
                 first.keys |= held.keys
-                if mine is None or first.places != mine:
-                    self._stop(systems, tag, held, term.value.root, cell)
-        for tag, held in found.items():
-            parts = [
-                (self._summand(tag, held, term, cell, out), -c)
-                for term, cell, c in zip(step.operands, operands, step.coefficients, strict=True)
-            ]
-            total = summed([(_unknown(step.out.value.root, out.block, tag), 1), *parts])
-            for key in held.keys:
-                systems.state(key, total)
-            self._put(step.out.value.root, out.block, tag, held.places, held.keys)
-
-    def _summand(self, tag: Identity, held: _Held, term: Term, cell: Cell, out: Cell) -> Unknown | None:
-        unknown = _unknown(term.value.root, cell.block, tag)
-        if tag in self._held.get((term.value.root, cell.block), {}):
-            return unknown
-        value, mine = term.value, {out.leaves[p].identity for p in cell.leaves}
-        weight = self.known[tag].weight
-        if value.parameter is None or value.fixed or value.root == weight or self._uses[value.root] != 1 or mine != held.places.keys():
-            return None
-        self.indices[unknown] = {leaf.identity: held.places[out.leaves[p].identity] for p, leaf in cell.leaves.items()}
-        for key in held.keys:
-            self.targets[key].append(unknown)
-        return unknown
+        return found
 
     def _pass(
         self, systems: Systems, tag: Identity, held: _Held, source: tuple[int, Cell], target: tuple[int, Cell], factor: sp.Rational | None

@@ -88,8 +88,7 @@ class _Shifts:
         self._reach(step.out.value.root, *(term.value.root for term in step.operands))
         for key, _, (out, *operands) in each(systems, table, (step.out, *step.operands)):
             systems.state(key, summed([(out, 1), *((u, -c) for u, c in zip(operands, step.coefficients, strict=True))]))
-        for row in cells(table, (step.out, *step.operands)):
-            self.images.add(systems, step, row)
+        self.images.add(systems, table, step)
 
     def apply(self, systems: Systems, table: AxisTable, step: Apply) -> None:
         if step.factor is None:

@@ -197,6 +197,7 @@ def two_cross_entropies(s: Any, x: Tensor) -> Any:
 PAIR: dict[str, tuple[int, int]] = {"a": (3, 4), "b": (4, 2)}
 BRANCHES: dict[str, tuple[int, int]] = {"a": (3, 4), "b": (3, 4), "c": (4, 2)}
 SIX: dict[str, tuple[int, int]] = {"a": (3, 6), "b": (3, 6), "c": (6, 2)}
+GLUED = linears("a", a=(3, 2), b=(2, 2))
 
 DECEPTIONS: tuple[tuple[str, Callable[[Any, Tensor], Any], dict[str, Any], str | None, int], ...] = (
     ("a_view_is_overwritten", overwritten_by_its_view, linears(**PAIR), None, 0),
@@ -262,6 +263,37 @@ DECEPTIONS: tuple[tuple[str, Callable[[Any, Tensor], Any], dict[str, Any], str |
     ("two_losses_of_one_output", two_losses, linears("b", **PAIR), None, 4),
     ("two_cross_entropies_of_one_output", two_cross_entropies, linears("b", **PAIR), None, 4 + 4 + 1),
     ("a_gate_of_size_one", lambda s, x: s.b(s.a(x) * s.c(x).sigmoid()), linears(**PAIR, c=(3, 1)), None, 16),
+    (
+        "a_norm_and_what_it_reads_glued_by_positions",
+        lambda s, x: s.b(torch.cat([s.layer(h := s.a(x)), h], 1)),
+        linears("a", "b", **PAIR) | {"layer": nn.LayerNorm(4, eps=EPS)},
+        None,
+        2,
+    ),
+    (
+        "two_norms_glued_by_positions",
+        lambda s, x: s.b(torch.cat([s.layer(s.a(x)), s.layer(s.c(x))], 1)),
+        linears("a", "b", "c", **PAIR, c=(3, 4)) | {"layer": nn.LayerNorm(4, eps=EPS, elementwise_affine=False)},
+        None,
+        3 + 1 + 1 + 3 + 1 + 1 + 3 + 2,
+    ),
+    ("a_bias_on_glued_positions", lambda s, x: torch.cat([s.b(s.a(x)), x[..., :2]], 1) + s.p, GLUED | {"p": nn.Parameter(torch.randn(2))}, None, 4),
+    ("a_mean_of_glued_positions", lambda s, x: torch.cat([s.b(s.a(x)), x[..., :2]], 1).mean(1) + s.p, GLUED | {"p": nn.Parameter(torch.randn(2))}, None, 4),
+    (
+        "values_glued_by_positions",
+        lambda s, x: F.scaled_dot_product_attention(x, torch.cat([x, x], 1), torch.cat([s.b(s.a(x)), x[..., :2]], 1)) + s.p,
+        GLUED | {"p": nn.Parameter(torch.randn(2))},
+        None,
+        4,
+    ),
+    (
+        "a_tied_weight_between_biases",
+        lambda s, x: F.linear(F.linear(x + s.p, s.w, s.b), s.w.t(), s.c),
+        {n: nn.Parameter(torch.randn(*size)) for n, size in {"w": (2, 3), "b": (2,), "c": (3,), "p": (3,)}.items()},
+        None,
+        3 + 2 + 1,
+    ),
+    ("a_null_bias_behind_a_weight", lambda s, x: s.b(s.a(x)), linears("a", "b", a=(3, 1), b=(1, 1)), "cross_entropy", 1 + 1 + 1),
     ("a_learned_scale", lambda s, x: s.t * s.a(x), linears(a=(3, 4)) | {"t": nn.Parameter(torch.ones(()))}, None, 1),
 )
 

@@ -1,4 +1,4 @@
-"""What happens to a constant on its way: sums multiply it, averages leave it, weights make an image of it. Each of these once gave a false law."""
+"""What happens to a constant on its way: sums multiply it, averages leave it, weights make an image of it. Each once gave a false law."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from support.cases import Block
 from support.invariance import Probe, independent_directions, violations
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from noetherflow.bridge.trace import trace
 from noetherflow.numeric.functional_rank import functional_rank
@@ -70,6 +71,41 @@ def test_a_reader_that_a_loss_also_ignores_is_counted_once() -> None:
     found = symmetries(trace(model, probe.inputs, loss="cross_entropy"))
     assert violations(probe, found) == []
     assert independent_directions(probe, found, points=1) == found.dimension == 33
+
+
+# Positions that are glued from two sources, one of them with what the other lacks: what holds for one half must hold for the other.
+HALVES: tuple[tuple[str, Function, Callable[[], dict[str, Any]], set[tuple[str, ...]]], ...] = (
+    ("one_half_normed", lambda s, x: s.b(torch.cat([s.n(h := s.a(x)), h], 1)), parts, {("a.bias", "b.bias")}),
+    (
+        "both_halves_normed",
+        lambda s, x: s.b(torch.cat([s.n(h := s.a(x)), s.n(h.flip(1))], 1)),
+        parts,
+        {("n.bias", "b.bias"), ("b.weight", "b.bias")},
+    ),
+    (
+        "one_half_behind_a_weight",
+        lambda s, x: (torch.cat([F.linear(h := s.a(x), s.w), h[..., :5]], 1) + s.c).relu(),
+        lambda: {"a": nn.Linear(3, 5), "w": nn.Parameter(torch.randn(5, 5)), "c": nn.Parameter(torch.randn(5))},
+        {("a.bias", "c")},
+    ),
+    (
+        "the_other_half_behind_a_weight",
+        lambda s, x: (torch.cat([h := s.a(x), F.linear(h, s.w)], 1) + s.c).relu(),
+        lambda: {"a": nn.Linear(3, 5), "w": nn.Parameter(torch.randn(5, 5)), "c": nn.Parameter(torch.randn(5))},
+        {("a.bias", "c")},
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "function", "made", "pairs"), HALVES, ids=[case[0] for case in HALVES])
+def test_glued_positions_are_followed_together(name: str, function: Function, made: Callable[[], Any], pairs: set[tuple[str, ...]]) -> None:
+    torch.set_default_dtype(torch.float64)
+    model = Block(function, **made())
+    probe = Probe(model, torch.randn(8, 2, 3))
+    found = symmetries(trace(model, probe.inputs))
+    assert violations(probe, found) == []
+    affine = {tuple(s.parameters) for s in found if s.kind == "affine"}
+    assert (pairs <= affine) == name.startswith("both")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
