@@ -98,7 +98,7 @@ def norm_noise(layout: Layout, inputs: Tensor, normalized_gradient: Tensor, eps:
     p, unit = gradient * inverse, centred * inverse
     dx = p - unit * (p * unit).mean(-1, keepdim=True)
     dx = dx - p.mean(-1, keepdim=True) if layout.centred else dx
-    of_p, of_centred, own, paired = (_partial(t) for t in (p, p * centred, dx, dx * x))
+    of_p, of_centred, own, paired = (partial_squares(t) for t in (p, p * centred, dx, dx * x))
     count = _roundings(x)
     return NormNoise(
         scale_sums=count * (of_centred + mean.squeeze(-1) ** 2 * of_p + paired),
@@ -111,7 +111,7 @@ def norm_noise(layout: Layout, inputs: Tensor, normalized_gradient: Tensor, eps:
 
 def _of_weights(layout: Layout, inputs: Tensor, x: Tensor, dx: Tensor) -> Tensor:
     count = layout.channel_count(inputs)
-    partial = _partial(layout.channels(dx, count))
+    partial = partial_squares(layout.channels(dx, count))
     return layout.per_row(_roundings(layout.channels(x, count)) * partial, dx)
 
 
@@ -125,6 +125,6 @@ def _roundings(rows: Tensor) -> float:
     return float((lengths * lengths).sum()) / rows.shape[0]
 
 
-def _partial(rows: Tensor) -> Tensor:
+def partial_squares(rows: Tensor) -> Tensor:
     """Per row: the square of the largest partial sum, and at least the sum of squares."""
     return torch.maximum(rows.cumsum(-1).abs().amax(-1) ** 2, (rows * rows).sum(-1))

@@ -1,4 +1,4 @@
-"""What a run tells a law besides the optimizer's state: the currents that eps lets through, and what rounding acts on at normalisations."""
+"""What a run tells a law besides the optimizer's state: the currents that eps lets through, and what rounding acts on where gradients cancel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from noetherflow.bridge.bias_noise import BiasNoise
 from noetherflow.bridge.bundles import Bundle
 from noetherflow.bridge.capture import Capture
 from noetherflow.bridge.clipping import Clipping
@@ -51,23 +52,28 @@ class Sources:
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
         self.capture = Capture(self.model, self._calls(), tuple(producing))
         self._reference = {law.symmetry.number: self._smallest(law) for law in self.laws if law.symmetry.absorbers}
-        self.clipping = Clipping(self.model, tuple(dict.fromkeys(self._reference.values())))
+        self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
+        self.biases = BiasNoise(self.model, self._bias_uses())
+        self.clipping = Clipping(self.model, tuple(dict.fromkeys([*self._reference.values(), *self._vanishing.values()])))
 
     def attach(self) -> None:
         """Put the hooks on."""
         self.capture.attach()
+        self.biases.attach()
         self.clipping.attach()
 
     def detach(self) -> None:
         """Take the hooks off."""
         self.capture.detach()
+        self.biases.detach()
         self.clipping.detach()
 
     def clear(self, *, measuring: bool) -> None:
         """A step is over; whether sizes are measured in the next one."""
         self.capture.clear()
+        self.biases.clear()
         self.clipping.clear()
-        self.capture.measuring = measuring
+        self.capture.measuring = self.biases.measuring = measuring
 
     def of(self, b: Bundle) -> tuple[Tensor, Tensor]:
         """(predicted current; squares that rounding acts on at normalisations, in three rows) of every charge of a bundle."""
@@ -78,10 +84,14 @@ class Sources:
             for site in law.symmetry.absorbers:
                 if site.node in self._nodes or site in law.symmetry.breaking:
                     self._add_site(law, site, current[start:stop], vanishing[:, start:stop])
+            if law.symmetry.number in self._vanishing:
+                self._add_bias(law, vanishing[:2, start:stop])
         return current, vanishing
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
+        if problem and site not in law.symmetry.breaking:
+            return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone
         if problem:
             self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
             return
@@ -93,6 +103,14 @@ class Sources:
         found = self.capture.current(placing)
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
             current += coefficient * found
+
+    def _add_bias(self, law: Law, vanishing: Tensor) -> None:
+        (action,) = law.symmetry.actions
+        squares = self.biases.squares(action.parameter)
+        if squares is not None:
+            order = action.places
+            placed = torch.stack([action.patch.view(row).permute(order).reshape(-1) for row in squares])
+            vanishing += (float(action.weight) * self.clipping.factor(action.parameter)) ** 2 * placed
 
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""
@@ -124,6 +142,21 @@ class Sources:
         data = self.graph.nodes[node]
         eps = float(data["attributes"].get("eps", 0.0))
         return Normalization(node, path, Layout.of(self.graph, node), eps, data["parameters"].get("bias"), tuple(placings))
+
+    def _is_unfelt_bias(self, law: Law) -> bool:
+        """Whether the law says that a bias has no gradient, and no normalisation tells what rounding makes of that."""
+        symmetry = law.symmetry
+        felt = symmetry.kind != "null" or any(site.node in self._nodes for site in symmetry.absorbers)
+        return not felt and self.model.get_parameter(symmetry.parameters[0]).dim() == 1
+
+    def _bias_uses(self) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for name in dict.fromkeys(self._vanishing.values()):
+            for node, _ in self.graph.uses_of(name):
+                path = self._modules.get(self.graph.nodes[node]["module"])
+                if path is not None and name not in out.setdefault(path, []):
+                    out[path].append(name)
+        return out
 
     def _producing(self, law: Law) -> list[str]:
         """Modules that hold the weights of a scale which a normalisation absorbs."""

@@ -21,7 +21,7 @@ from noetherflow.symbolic.algebras import algebras, matrix_index
 from noetherflow.symbolic.annihilated import readers
 from noetherflow.symbolic.axes import Leaf, Misaligned
 from noetherflow.symbolic.families import Family, gather
-from noetherflow.symbolic.gauge_table import RULES, Call
+from noetherflow.symbolic.gauge_table import RULES, Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in
@@ -66,7 +66,11 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     >>> [(s.kind, s.dimension, s.parameters) for s in found]
     [('rescale', 5, ('w1', 'w2'))]
     """
-    program = lower(graph)
+    return symmetries_of(lower(graph), graph)
+
+
+def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
+    """The symmetries of a graph, given in primitives."""
     wanted = wanted_index_sets(program)
     found = algebras(program)
     scales = _families(program, scale_equations(program, wanted))
@@ -86,8 +90,15 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     return Symmetries([replace(s, number=i) for i, s in enumerate(members)], program.opaque, writer.axis_classes())
 
 
-def lower(graph: ArchitectureGraph) -> Program:
-    """Write a graph in primitives; nodes that reach neither an output nor a loss are left out."""
+def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) -> Program:
+    """Write a graph in primitives; nodes that reach neither an output nor a loss are left out.
+
+    Parameters
+    ----------
+    graph : ArchitectureGraph
+    replaced : mapping of str to rule, optional
+        Node -> the rule by which it is read instead of its operation's (`noetherflow.symbolic.broken`).
+    """
     if not len(graph):
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
@@ -98,18 +109,18 @@ def lower(graph: ArchitectureGraph) -> Program:
     alive = set(ends).union(*(nx.ancestors(graph, n) for n in ends))
     for node in graph.topological_order():
         if node in alive:
-            values[node] = _lowered(program, graph, node, values)
+            values[node] = _lowered(program, graph, node, values, (replaced or {}).get(node))
     for node in ends:
         program.pin(node, values[node])
     return program
 
 
-def _lowered(program: Program, graph: ArchitectureGraph, node: str, values: dict[str, Value]) -> Value:
+def _lowered(program: Program, graph: ArchitectureGraph, node: str, values: dict[str, Value], replacing: Rule | None) -> Value:
     data = graph.nodes[node]
     slots = {slot: values[producer] for slot, producer in graph.inputs_of(node).items()}
     slots |= {slot: _parameter_value(program, graph, name) for slot, name in data["parameters"].items()}
     call = Call(node, data["operation"], slots, data["attributes"], data["shape"])
-    rule = RULES.get(data["operation"])
+    rule = replacing or RULES.get(data["operation"])
     if rule is None:
         return _opaque(program, call, data["attributes"].get("why") or f"no gauge rule for '{data['operation']}'")
     before, axes = len(program.steps), program.table.snapshot()
@@ -163,15 +174,26 @@ class _Shifts:
 def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> _Shifts:
     systems, images = shift_equations(program, wanted, ignored)
     families = _families(program, systems, images.targets)
-    return _Shifts([f for f in families if not _moves_a_weight_it_passes(f, images)], images)
+    return _Shifts([f for f in families if not moves_a_weight_it_passes(f, images)], images)
 
 
-def _moves_a_weight_it_passes(family: Family, images: Images) -> bool:
+def moves_a_weight_it_passes(family: Family, images: Images) -> bool:
+    """Whether a shift passes a weight that it moves: then it is no first-order change alone."""
     moved = {unknown.root for unknown, c in family.vector.items() if c}
     return any(images.known[tag].weight in moved for tag in images_in(family.vector))
 
 
 def _families(program: Program, systems: Systems, further: Mapping[Atoms, Sequence[Unknown]] | None = None) -> list[Family]:
+    targets = parameter_unknowns(program, systems)
+    for key, unknowns in (further or {}).items():
+        targets[key].extend(unknowns)
+    solutions = {key: solve(systems.equations.get(key, []), unknowns) for key, unknowns in targets.items()}
+    roots = frozenset(value.root for value in program.parameters.values())
+    return gather(solutions, systems.equations, systems.atoms, roots)
+
+
+def parameter_unknowns(program: Program, systems: Systems) -> dict[Atoms, list[Unknown]]:
+    """What trainable parameters may change, by index set."""
     targets: dict[Atoms, list[Unknown]] = defaultdict(list)
     for _, root, block, leaves, _ in parameter_cells(program):
         for chosen in _distinct_subsets(leaves):
@@ -179,11 +201,7 @@ def _families(program: Program, systems: Systems, further: Mapping[Atoms, Sequen
             if key in systems.wanted:
                 systems.atoms.update({leaf.identity: leaf.atom for leaf in chosen})
                 targets[key].append(Unknown(root, block, frozenset(leaf.identity for leaf in chosen)))
-    for key, unknowns in (further or {}).items():
-        targets[key].extend(unknowns)
-    solutions = {key: solve(systems.equations.get(key, []), unknowns) for key, unknowns in targets.items()}
-    roots = frozenset(value.root for value in program.parameters.values())
-    return gather(solutions, systems.equations, systems.atoms, roots)
+    return targets
 
 
 def _distinct_subsets(leaves: Sequence[Leaf]) -> Iterator[tuple[Leaf, ...]]:

@@ -134,7 +134,7 @@ def modified_equation(form: Form, order: int, **values: Number) -> ModifiedEquat
     >>> from noetherflow.symbolic.rules import sgd_form
     >>> plain = sgd_form(momentum=False, nesterov=False, maximize=False)
     >>> modified_equation(plain, 3, weight_decay=0).field
-    (-g, -H(g)/2, -D3f(g, g)/12 - H(H(g))/3)
+    (-g, -H(g)/2, -H(H(g))/3 - D3f(g, g)/12)
     """
     if not isinstance(order, int) or order < 1:
         raise RuleError(f"A modified equation needs a positive number of terms; got order={order!r}.", order=order)

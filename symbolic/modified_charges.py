@@ -40,7 +40,7 @@ def charge_motion(equation: ModifiedEquation, linear: bool) -> tuple[sp.Expr, ..
     >>> from noetherflow.symbolic.rules import sgd_form
     >>> plain = sgd_form(momentum=False, nesterov=False, maximize=False)
     >>> charge_motion(modified_equation(plain, 3, weight_decay=0), linear=False)
-    (0, Inner(g, g)/2, Inner(g, H(g))/2)
+    (0, Inner(g, g)/2, Inner(H(g), g)/2)
     """
     own = CHARGE if linear else 2 * CHARGE
     return tuple(_paired(term, own, linear) for term in equation.field)

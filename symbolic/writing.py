@@ -11,7 +11,7 @@ import sympy as sp
 from noetherflow.symbolic.actions import INDEX_LETTERS, Action, Factor, Form, Image, Index, Patch
 from noetherflow.symbolic.algebras import Algebra, Carrier, Dressing
 from noetherflow.symbolic.annihilated import Dressed, Reader
-from noetherflow.symbolic.axes import Identity, Segment
+from noetherflow.symbolic.axes import Axis, Identity, Segment
 from noetherflow.symbolic.families import Family
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.images import Images, is_image
@@ -155,12 +155,18 @@ class Writer:
         value, module = step.operand.value, self.graph.nodes[step.node]["module"]
         kept = [axis for i, axis in enumerate(value.axes) if str(i) not in step.over]
         sizes = tuple(self.program.table.size(axis) for axis in kept)
+        for coefficient, patch, places in self.changes(value, kept, vector, atoms):
+            yield Absorber(step.node, module, coefficient, step.eps, patch, places, sizes)
+
+    def changes(
+        self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]
+    ) -> Iterator[tuple[sp.Rational, Patch, tuple[int, ...]]]:
+        """What a family does to a tensor, seen along some of its axes: coefficient, block, and where the family's indices lie in it."""
         for unknown, coefficient in vector.items():
             if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
-                chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in kept]
+                chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in axes]
                 identities, patch = _patch(chosen)
-                places = _places(_dims(identities, unknown.indices), patch, atoms)
-                yield Absorber(step.node, module, _rational(coefficient), step.eps, patch, places, sizes)
+                yield _rational(coefficient), patch, _places(_dims(identities, unknown.indices), patch, atoms)
 
 
 def _patch(chosen: Sequence[Segment]) -> Located:

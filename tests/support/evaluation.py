@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -15,7 +15,18 @@ Values = Mapping[str, Tensor]
 Rule = Callable[[Values, Mapping[str, Any], tuple[int, ...]], Tensor]
 
 
-def evaluate(graph: ArchitectureGraph, model: torch.nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
+def parameter(*shape: int) -> nn.Parameter:
+    """A random parameter in double precision."""
+    return nn.Parameter(torch.randn(shape, dtype=torch.float64))
+
+
+def steps(graph: ArchitectureGraph) -> list[str]:
+    """The operations of a graph in the order of computation, without its ends and what is given."""
+    found = [graph.nodes[n]["operation"] for n in graph.topological_order()]
+    return [operation for operation in found if operation not in ("input", "output", "constant")]
+
+
+def evaluate(graph: ArchitectureGraph, model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     """Every node's value; the parameters are the model's, the inputs fill the graph's inputs in order."""
     parameters = dict(model.named_parameters())
     remaining = iter(inputs)
