@@ -106,7 +106,9 @@ def _log_softmax(a: Arguments) -> Reading:
 
 
 @READERS.reads("embedding")
-def _embedding(a: Arguments) -> Reading:
+def _embedding(a: Arguments) -> Reading | None:
+    if a["scale_grad_by_freq"]:
+        return None  # what torch calls the gradient is then not that of the function
     row = a["padding_idx"]
     return Reading("embedding", {"weight": a["weight"], "input": a["indices"]}, {"padding_idx": None if row < 0 else row})
 

@@ -75,9 +75,11 @@ def _split(a: Arguments) -> Reading:
 
 
 @READERS.reads("select.int", "unbind")
-def _select(a: Arguments) -> Reading:
+def _select(a: Arguments) -> Reading | None:
     dim = a.get("dim", 0)
     index = a.get("index", a.index)
+    if not isinstance(index, int):
+        return None  # chosen by the data of the moment
     return _piece(a, dim, index % shape_of(a["self"])[dim], 1)
 
 

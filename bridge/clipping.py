@@ -1,7 +1,8 @@
 """What gradients were multiplied with between the backward pass and the step: clipping, loss scaling.
 
-A current is captured in the backward pass, but the law needs what the optimizer sees. The factor is read off a parameter that the law's own
-symmetry moves: ⟨after, before⟩ / ⟨before, before⟩ of its gradient, taken as soon as it has accumulated and again before the step.
+A current is captured in the backward pass, but the law needs what the optimizer sees. The factor is read off the gradients of a few small
+parameters, ⟨after, before⟩ / ⟨before, before⟩, taken as soon as they have accumulated and again before the step; of parameters that the law
+itself does not move, so that whoever scales one layer's gradient alone is found out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 SAMPLE: Final = 2**16
-"""Largest number of gradient entries that are looked at, evenly spread."""
+"""Largest number of entries of a gradient that are looked at, evenly spread."""
+
+REFERENCES: Final = 3
+"""Number of parameters that a factor is read off: one alone may have no gradient."""
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Clipping:
     ----------
     model : nn.Module
     names : iterable of str
-        Parameters that factors are read off.
+        Parameters that factors may be read off.
 
     Examples
     --------
@@ -35,7 +39,7 @@ class Clipping:
     >>> clipping.attach()
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> _ = nn.utils.clip_grad_norm_([model.weight], 0.25 * 2**0.5)
-    >>> round(clipping.factor("weight"), 4)
+    >>> round(clipping.factor(["weight"]), 4)
     0.25
     """
 
@@ -60,17 +64,32 @@ class Clipping:
         """A step is over."""
         self._before.clear()
 
-    def factor(self, name: str) -> float:
-        """What the gradient of a parameter was multiplied with since it accumulated; 1 if it is zero or was not seen."""
-        before, gradient = self._before.get(name), self.model.get_parameter(name).grad
-        if before is None or gradient is None:
-            return 1.0
-        size = float((before * before).sum())
-        return float((_sample(gradient) * before).sum()) / size if size > 0 else 1.0
+    def factor(self, names: Iterable[str]) -> float:
+        """What the gradients of some parameters were multiplied with since they accumulated; 1 if all are zero or were not seen."""
+        product = size = 0.0
+        for name in names:
+            before, gradient = self._before.get(name), self.model.get_parameter(name).grad
+            if before is not None and gradient is not None:
+                product += float((_sample(gradient) * before).sum())
+                size += float((before * before).sum())
+        return product / size if size > 0 else 1.0
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._before[name] = _sample(parameter.grad)
+
+
+def references(model: nn.Module, moved: Iterable[str]) -> tuple[str, ...]:
+    """The smallest trainable parameters, those that a law does not move first.
+
+    Examples
+    --------
+    >>> references(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), ["1.bias"])
+    ('0.bias', '1.weight', '0.weight')
+    """
+    own = set(moved)
+    trained = [(name in own, parameter.numel(), name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return tuple(name for _, _, name in sorted(trained)[:REFERENCES])
 
 
 def _sample(gradient: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from noetherflow.errors import RuleError
 from noetherflow.numeric.integrate import runge_kutta
 from noetherflow.symbolic.differentials import Differential
-from noetherflow.symbolic.modified import ModifiedEquation
-from noetherflow.symbolic.rules import THETA
+from noetherflow.symbolic.modified import ModifiedEquation, resolved
+from noetherflow.symbolic.pairings import parts
+from noetherflow.symbolic.rules import THETA, Form
 
 Point: TypeAlias = Mapping[str, Tensor]
 Loss: TypeAlias = Callable[[Point], Tensor]
@@ -110,6 +111,23 @@ def weights_at(terms: Sequence[sp.Expr], numbers: Mapping[sp.Symbol, float], rat
     return out
 
 
+def first_buffers(form: Form) -> tuple[sp.Expr, ...]:
+    """The buffers of torch.optim.SGD before its first step, as if there were one: the step that makes a buffer has no dampening.
+
+    Examples
+    --------
+    >>> from noetherflow.symbolic.rules import sgd_form
+    >>> first_buffers(sgd_form(momentum=True, nesterov=False, maximize=False))
+    (g*tau/mu + lambda*tau*theta/mu,)
+    """
+    dampening = dict(form.hyperparameters).get("dampening", sp.Symbol("tau"))
+    out = []
+    for before, after in form.buffers:
+        made = parts(resolved(form, after))
+        out.append(sp.Add(*(sp.cancel((c.subs(dampening, 0) - c) / made[before]) * v for v, c in made.items() if v != before)))
+    return tuple(out)
+
+
 def follow(
     equation: ModifiedEquation,
     loss: Loss,
@@ -135,7 +153,7 @@ def follow(
     substeps : int
         Of the integrator (fourth order); make them so many that its error does not show.
     buffers : sequence of combinations of θ and g
-        The buffers that the run starts with; at rest by default.
+        The buffers that the run starts with: zero by default, `first_buffers` for torch's SGD with dampening.
 
     Returns
     -------

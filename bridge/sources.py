@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from noetherflow.bridge.bias_noise import BiasNoise
 from noetherflow.bridge.bundles import Bundle
 from noetherflow.bridge.capture import Capture
-from noetherflow.bridge.clipping import Clipping
+from noetherflow.bridge.clipping import Clipping, references
 from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
 from noetherflow.bridge.norm_modules import Normalization
 from noetherflow.bridge.norm_noise import NormNoise
@@ -51,10 +51,11 @@ class Sources:
         self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
         self.capture = Capture(self.model, self._calls(), tuple(producing))
-        self._reference = {law.symmetry.number: self._smallest(law) for law in self.laws if law.symmetry.absorbers}
         self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
         self.biases = BiasNoise(self.model, self._bias_uses())
-        self.clipping = Clipping(self.model, tuple(dict.fromkeys([*self._reference.values(), *self._vanishing.values()])))
+        needing = [law for law in self.laws if law.symmetry.absorbers or law.symmetry.number in self._vanishing]
+        self._references = {law.symmetry.number: references(self.model, law.symmetry.parameters) for law in needing}
+        self.clipping = Clipping(self.model, tuple(dict.fromkeys(name for names in self._references.values() for name in names)))
 
     def attach(self) -> None:
         """Put the hooks on."""
@@ -96,7 +97,7 @@ class Sources:
             self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
             return
         placing = Placing.of(site)
-        coefficient = float(site.coefficient) * self.clipping.factor(self._reference[law.symmetry.number])
+        coefficient = float(site.coefficient) * self._factor(law)
         noise = self.capture.noise(placing)
         if noise is not None:
             vanishing += coefficient**2 * self._rows(law, noise)
@@ -104,13 +105,16 @@ class Sources:
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
             current += coefficient * found
 
+    def _factor(self, law: Law) -> float:
+        return self.clipping.factor(self._references[law.symmetry.number])
+
     def _add_bias(self, law: Law, vanishing: Tensor) -> None:
         (action,) = law.symmetry.actions
         squares = self.biases.squares(action.parameter)
         if squares is not None:
             order = action.places
             placed = torch.stack([action.patch.view(row).permute(order).reshape(-1) for row in squares])
-            vanishing += (float(action.weight) * self.clipping.factor(action.parameter)) ** 2 * placed
+            vanishing += (float(action.weight) * self._factor(law)) ** 2 * placed
 
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""
@@ -163,6 +167,3 @@ class Sources:
         uses = [node for name in law.symmetry.parameters for node, _ in self.graph.uses_of(name)]
         paths = dict.fromkeys(self.graph.nodes[node]["module"] for node in uses)
         return list(dict.fromkeys(self._modules[path] for path in paths if path in self._modules))
-
-    def _smallest(self, law: Law) -> str:
-        return min(law.symmetry.parameters, key=lambda name: self.model.get_parameter(name).numel())

@@ -1,7 +1,7 @@
 """Models that real runs train: perceptrons, and a registry of every architecture with the image size it wants.
 
 >>> sorted(MODELS)
-['mlp', 'resnet18', 'tied_mlp', 'vgg16', 'vgg16_bn']
+['mlp', 'resnet18', 'tied_mlp', 'transformer', 'vgg16', 'vgg16_bn']
 """
 
 import functools
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from noetherflow.errors import ModelError
 from noetherflow.numeric.convnets import VGG16, BasicBlock, ResNet18
+from noetherflow.numeric.transformers import RowTransformer
 
-__all__ = ["ACTIVATIONS", "MLP", "MODELS", "VGG16", "BasicBlock", "ModelSpec", "ResNet18", "TiedMLP", "build"]
+__all__ = ["ACTIVATIONS", "MLP", "MODELS", "VGG16", "BasicBlock", "ModelSpec", "ResNet18", "RowTransformer", "TiedMLP", "build"]
 
 ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
     "gelu": nn.GELU,
@@ -135,6 +136,7 @@ MODELS: Final[dict[str, ModelSpec]] = {
     "mlp": ModelSpec(functools.partial(MLP, widths=(784, 128, 64, 10)), image=28),
     "resnet18": ModelSpec(ResNet18, image=28),
     "tied_mlp": ModelSpec(functools.partial(TiedMLP, inputs=784, hidden=64, outputs=10), image=28),
+    "transformer": ModelSpec(RowTransformer, image=28),
     "vgg16": ModelSpec(functools.partial(VGG16, batch_norm=False), image=32),
     "vgg16_bn": ModelSpec(functools.partial(VGG16, batch_norm=True), image=32),
 }

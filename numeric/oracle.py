@@ -1,12 +1,13 @@
 """Equivariances of a single operation, found numerically: the judge of the table of gauge rules, which it does not know.
 
-An operation maps operands to a result. A change of the operands (a scale or a shift of every entry, or a matrix along one axis) is an
-equivariance if some change of the same kind of the result undoes it at every point. Unknown changes enter linearly, so that all of them
-are the null space of one matrix: one block of rows for each of a few random points.
+An operation maps operands to a result. A change of the operands (a scale or a shift of every entry, a matrix or a rotation along one
+axis) is an equivariance if some change of the same kind of the result undoes it at every point. Unknown changes enter linearly, so that
+all of them are the null space of one matrix: one block of rows for each of a few random points.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd.functional import jacobian
 POINTS: Final = 48
 ZERO: Final = 1e-9
 FAR: Final = 8.0
+VISIBLE: Final = 1e-6  # part of a change, of length one, that moves the operands
 
 Operation = Callable[..., Tensor]
 Form = Literal["scale", "shift"]
@@ -28,7 +30,7 @@ class Equivariances:
     Attributes
     ----------
     basis : Tensor, shape (dimension, numbers)
-        Orthonormal; the numbers are the operands' changes, entry by entry, followed by the result's.
+        Orthonormal; the numbers are the operands' changes, entry by entry. What the result does follows from them.
     gap : float
         Smallest singular value that counts as not zero over the largest that counts as zero.
     """
@@ -42,10 +44,8 @@ class Equivariances:
         return len(self.basis)
 
     def contains(self, change: Tensor) -> bool:
-        """Whether a change of the operands belongs to an equivariance, whatever it does to the result."""
-        part = self.basis[:, : len(change)]
-        coefficients = torch.linalg.lstsq(part.T, change[:, None]).solution
-        return bool((part.T @ coefficients - change[:, None]).norm() <= 1e-7 * change.norm())
+        """Whether a change of the operands is an equivariance, whatever it does to the result."""
+        return bool((change - self.basis.T @ (self.basis @ change)).norm() <= 1e-7 * change.norm())
 
 
 def entry_changes(
@@ -80,22 +80,48 @@ def entry_changes(
         if result_moves:
             columns.append(-torch.diag(result if form == "scale" else torch.ones_like(result)))
         blocks.append(torch.cat(columns, 1))
-    return _null_space(torch.cat(blocks))
+    return _null_space(torch.cat(blocks), sum(map(prod, shapes)))
 
 
-def matrix_changes(operation: Operation, shape: tuple[int, ...], axis: int, result_axis: int, seed: int = 0) -> Equivariances:
-    """Matrices along one axis of the only operand that pass to matrices along one axis of the result, or that it does not see.
+def matrix_changes(operation: Operation, shapes: Sequence[tuple[int, ...]], axis: int, seed: int = 0) -> Equivariances:
+    """Matrices along one axis of every operand that pass to a matrix along that axis of the result, or that it does not see.
 
-    >>> matrix_changes(torch.relu, (4, 3), 1, 1).dimension, matrix_changes(torch.neg, (4, 3), 1, 1).dimension
+    The numbers of a change are the entries of the operands' matrices, one after the other.
+
+    >>> matrix_changes(torch.relu, [(4, 3)], 1).dimension, matrix_changes(torch.neg, [(4, 3)], 1).dimension
     (3, 9)
     """
+    return _null_space(*_by_axis(operation, shapes, axis, seed))
+
+
+def rotations(operation: Operation, shapes: Sequence[tuple[int, ...]], axis: int, seed: int = 0) -> Equivariances:
+    """Of the matrices of `matrix_changes` those that are antisymmetric on every operand.
+
+    >>> rotations(torch.nn.functional.normalize, [(4, 3)], 1).dimension, rotations(torch.relu, [(4, 3)], 1).dimension
+    (3, 0)
+    """
+    equations, operands = _by_axis(operation, shapes, axis, seed)
+    allowed = torch.block_diag(*(_antisymmetric(shape[axis]) for shape in shapes))
+    found = _null_space(torch.cat([equations[:, :operands] @ allowed, equations[:, operands:]], 1), allowed.shape[1])
+    return Equivariances(found.basis @ allowed.T, found.gap)
+
+
+def _by_axis(operation: Operation, shapes: Sequence[tuple[int, ...]], axis: int, seed: int) -> tuple[Tensor, int]:
+    """The equations on matrices along an axis, and how many of the unknown numbers are the operands'."""
     blocks = []
-    for (operand,) in _points([shape], seed):
-        result = operation(operand)
-        (derivative,) = _derivatives(operation, (operand,))
-        moved = derivative.reshape(result.numel(), -1) @ _by_matrices(operand, axis)
-        blocks.append(torch.cat([moved, -_by_matrices(result, result_axis)], 1))
-    return _null_space(torch.cat(blocks))
+    for point in _points(shapes, seed):
+        result = operation(*point)
+        derivatives = zip(_derivatives(operation, point), point, strict=True)
+        moved = [derivative.reshape(result.numel(), -1) @ _by_matrices(operand, axis) for derivative, operand in derivatives]
+        blocks.append(torch.cat([*moved, -_by_matrices(result, axis)], 1))
+    return torch.cat(blocks), sum(shape[axis] ** 2 for shape in shapes)
+
+
+def _antisymmetric(n: int) -> Tensor:
+    """Orthonormal columns that span the antisymmetric matrices of size n."""
+    unit = torch.eye(n * n, dtype=torch.float64).reshape(n, n, n, n)
+    pairs = [(unit[i, j] - unit[j, i]).flatten() / 2**0.5 for i in range(n) for j in range(i)]
+    return torch.stack(pairs, 1) if pairs else torch.zeros(n * n, 0, dtype=torch.float64)
 
 
 def _points(shapes: Sequence[tuple[int, ...]], seed: int) -> list[tuple[Tensor, ...]]:
@@ -118,7 +144,8 @@ def _by_matrices(tensor: Tensor, axis: int) -> Tensor:
     return moved.reshape(*first.shape, n * n).movedim(0, axis).reshape(tensor.numel(), n * n)
 
 
-def _null_space(equations: Tensor) -> Equivariances:
+def _null_space(equations: Tensor, operands: int) -> Equivariances:
+    """What solves the equations, seen on the first `operands` numbers; what moves the result only is left out."""
     lengths = equations.norm(dim=0)
     lengths = torch.where(lengths > ZERO * lengths.max(), lengths, lengths.max())  # what is only rounding must not be blown up
     scaled = equations / lengths
@@ -127,5 +154,6 @@ def _null_space(equations: Tensor) -> Equivariances:
     kept = values > ZERO * values[0]
     gap = float(values[kept].min() / values[~kept].max().clamp(min=1e-300)) if bool(kept.any()) and not bool(kept.all()) else torch.inf
     null = vectors[~kept] / lengths
-    basis = torch.linalg.qr(null.T).Q.T if len(null) else null
-    return Equivariances(basis, gap)
+    part = (torch.linalg.qr(null.T).Q.T if len(null) else null)[:, :operands]
+    _, sizes, basis = torch.linalg.svd(part, full_matrices=False)
+    return Equivariances(basis[sizes > VISIBLE], gap)

@@ -139,7 +139,7 @@ def modified_equation(form: Form, order: int, **values: Number) -> ModifiedEquat
     if not isinstance(order, int) or order < 1:
         raise RuleError(f"A modified equation needs a positive number of terms; got order={order!r}.", order=order)
     form = _with_values(form, values)
-    step = _series_of(_resolved(form, STEP), form, order)
+    step = _series_of(resolved(form, STEP), form, order)
     befores = [before for before, _ in form.buffers]
     memory, sources = _recursion(form, order)
     field = step.times(0)
@@ -181,7 +181,7 @@ def _flow_step(field: Series) -> Series:
 def _recursion(form: Form, order: int) -> tuple[list[list[Any]], list[Series]]:
     """(1 - C)^-1 and R of b' = C b + R(θ, g)."""
     befores = [before for before, _ in form.buffers]
-    rows = [parts(_resolved(form, after)) for _, after in form.buffers]
+    rows = [parts(resolved(form, after)) for _, after in form.buffers]
     memory = sp.eye(len(befores)) - sp.Matrix(len(befores), len(befores), lambda i, j: rows[i].get(befores[j], sp.S.Zero))
     if befores and sp.simplify(memory.det()) == 0:
         raise RuleError(f"A buffer of {form.name} never forgets its past, so no flow is approached.", form=form.name)
@@ -195,7 +195,7 @@ def _combined(row: list[Any], series: list[Series]) -> Series:
     return reduce(Series.__add__, (s.times(factor) for factor, s in zip(row, series, strict=True)))
 
 
-def _resolved(form: Form, vector: Vector) -> sp.Expr:
+def resolved(form: Form, vector: Vector) -> sp.Expr:
     """A vector in terms of θ, g and the buffers as a step finds them."""
     table = dict(form.equations)
     out = table[vector]
@@ -222,13 +222,13 @@ def _series_of(combination: sp.Expr, form: Form, order: int) -> Series:
 def _shadow(equation: ModifiedEquation) -> Series:
     """Π(θ, b), power by power."""
     form, length = equation.form, equation.order
-    theta, step = (_series_of(x, form, length) for x in (THETA, _resolved(form, STEP)))
+    theta, step = (_series_of(x, form, length) for x in (THETA, resolved(form, STEP)))
     if not form.buffers:
         return theta
     if len(form.buffers) > 1:
         raise RuleError(f"Where a run of {form.name} starts on its flow is derived for rules with one buffer.", buffers=len(form.buffers))
     before, after = form.buffers[0]
-    made, flowed = _series_of(_resolved(form, after), form, length), theta + _flow_step(equation.series)
+    made, flowed = _series_of(resolved(form, after), form, length), theta + _flow_step(equation.series)
     out = theta
     for power in range(1, length):
         start, point, new = theta.kept(power + 1), out.kept(power + 1), made.kept(power + 1)

@@ -120,3 +120,28 @@ def test_the_bias_of_the_values_passes_probabilities_that_sum_to_one(dropout: fl
     found = symmetries(trace(model, probe.inputs))
     assert violations(probe, found) == []
     assert any(set(s.parameters) == {"v.bias", "o.bias"} for s in found) == (dropout == 0.0)
+
+
+@pytest.mark.parametrize("by_frequency", [False, True])
+def test_rows_whose_gradients_are_weighted_by_their_frequency_obey_no_law(by_frequency: bool) -> None:
+    torch.set_default_dtype(torch.float64)
+    rows = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
+    model = Block(
+        lambda s, x: s.b(s.e(rows) + s.p),
+        e=nn.Embedding(5, 4, scale_grad_by_freq=by_frequency),
+        p=nn.Parameter(torch.randn(4)),
+        b=nn.Linear(4, 5),
+    )
+    probe = Probe(model, torch.randn(8, 3))
+    found = symmetries(trace(model, probe.inputs))
+    assert violations(probe, found) == []
+    assert any("e.weight" in s.parameters for s in found) == (not by_frequency)
+
+
+def test_an_index_that_a_parameter_chooses_is_opaque() -> None:
+    torch.set_default_dtype(torch.float64)
+    model = Block(lambda s, x: s.b(h := s.a(x))[..., h.sum(0).argmax()], a=nn.Linear(3, 4), b=nn.Linear(4, 5))
+    probe = Probe(model, torch.randn(8, 3))
+    found = symmetries(trace(model, probe.inputs))
+    assert found.opaque
+    assert violations(probe, found) == []

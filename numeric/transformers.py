@@ -1,0 +1,108 @@
+"""A small transformer that reads an image row by row: GPT-2's blocks (radford2019language) behind a linear embedding of the rows.
+
+Blocks normalise before they read (pre-LN), as GPT-2's do; rows take the place of tokens, so that the network needs no text and no download.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noetherflow.errors import ModelError
+
+DEVIATION: Final = 0.02
+"""Standard deviation of GPT-2's initial weights, and here of its biases too: a bias that nothing feels stays where it starts, and at zero its
+law (it can only decay) would be a statement about rounding alone."""
+
+
+class Attention(nn.Module):
+    """Softmax attention over all rows.
+
+    Parameters
+    ----------
+    width, heads
+        Of the residual stream, and the number of parts it is read in.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.project = nn.Linear(width, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What every row takes from all rows, shape (n, rows, width)."""
+        query, key, value = (self._by_head(layer(inputs)) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        result: Tensor = self.project(attended.transpose(1, 2).flatten(2))
+        return result
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each reading a normalised stream and adding to it.
+
+    Parameters
+    ----------
+    width, heads
+        As for `Attention`.
+    hidden
+        Width of the perceptron.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.widen, self.narrow = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """The stream with both additions, same shape."""
+        stream = stream + self.attention(self.norm1(stream))
+        result: Tensor = stream + self.narrow(F.gelu(self.widen(self.norm2(stream))))
+        return result
+
+
+class RowTransformer(nn.Module):
+    """Rows embedded, positions added, blocks, a last norm, the mean over rows, and a linear layer.
+
+    Parameters
+    ----------
+    classes, channels, image
+        Width of the output, channels of the input, and its height and width.
+    width
+        Of the residual stream; a multiple of `heads`.
+    heads, depth
+        Attention heads, and blocks.
+
+    Raises
+    ------
+    ModelError
+        The heads do not divide the width.
+
+    Examples
+    --------
+    >>> model = RowTransformer(width=16, heads=2, depth=1)
+    >>> tuple(model(torch.zeros(2, 1, 28, 28)).shape)
+    (2, 10)
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1, image: int = 28, width: int = 48, heads: int = 4, depth: int = 2) -> None:
+        super().__init__()
+        if width % heads:
+            raise ModelError(f"{heads} heads cannot share a width of {width} evenly. Choose a multiple.", width=width, heads=heads)
+        self.embedding = nn.Linear(channels * image, width)
+        self.positions = nn.Parameter(torch.empty(image, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, 4 * width) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                nn.init.normal_(parameter, std=DEVIATION)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, shape (n, classes), of images of shape (n, channels, image, image)."""
+        stream = self.embedding(inputs.transpose(1, 2).flatten(2)) + self.positions
+        logits: Tensor = self.head(self.norm(self.blocks(stream)).mean(1))
+        return logits
