@@ -193,17 +193,16 @@ class Capture:
         output.register_hook(_without_gradients(backward))  # type: ignore[no-untyped-call]
 
     def _watch_unknown(self, norm: Normalization, record: Record, x: Tensor, output: Tensor) -> None:
-        if self.measuring or norm.node not in self._fits:
-            found = fitted(norm, x, output.detach(), self._shift(norm))
-            if found is None:
-                record.problem = (
-                    f"the output of the module '{norm.path}' is not a gain times its normalised input, so what its eps lets through cannot be "
-                    "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
-                )
-                return
+        found = fitted(norm, x, output.detach(), self._shift(norm)) if self.measuring else self._fits.get(norm.node)
+        if found is None:
+            self._fits.pop(norm.node, None)
+            record.problem = (
+                f"the output of the module '{norm.path}' is not a gain times its normalised input, so what its eps lets through cannot be "
+                "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
+            )
+        else:
             self._fits[norm.node] = found
-        layout, gain = self._fits[norm.node]
-        self._watch_output(norm, record, layout, gain, x, output, own=True)
+            self._watch_output(norm, record, *found, x, output, own=True)
 
     def _shift(self, norm: Normalization) -> Tensor | None:
         return None if norm.shift is None else self.model.get_parameter(norm.shift).detach()

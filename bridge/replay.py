@@ -29,7 +29,7 @@ class Replay:
     ----------
     loss : float
     values : dict of str to Tensor
-        Node -> its value when it was made, for those asked for.
+        Node -> its value when it was made, for those asked for that the program has.
     pulled : dict of str to Tensor
         Node -> ∂L/∂(its value then), for those asked for; one that the loss does not depend on is missing.
     uses : dict of (parameter, node) to Tensor
@@ -70,14 +70,14 @@ def replay(
         ``loss(output)`` where `target` is None.
     target : optional
     values, pulled : collection of str
-        Nodes whose value, and whose gradient, is wanted.
+        Nodes whose value, and whose gradient, is wanted; names that the program lacks are passed over.
 
     Raises
     ------
     TraceError
         If the model does not export with its loss.
     RunError
-        If the loss is None, or a wanted node is not in the program.
+        If the loss is None or unknown.
 
     Examples
     --------
@@ -87,10 +87,6 @@ def replay(
     ((4, 5), (4, 5), ('0.bias', 'linear'))
     """
     exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), (*inputs, *(() if target is None else (target,))))
-    names = {node.name for node in exported.graph.nodes}
-    missing = sorted({*values, *pulled} - names)
-    if missing:
-        raise RunError(f"The nodes {missing} are no operations of the exported program, so nothing can be measured at them.", nodes=missing)
     run = _Run(exported, model, frozenset(values), frozenset(pulled))
     with torch.enable_grad():
         return run.both(inputs if target is None else (*inputs, target))
@@ -161,7 +157,7 @@ class _Run(torch.fx.Interpreter):
         match spec.kind:
             case InputKind.USER_INPUT:
                 return next(given)
-            case InputKind.PARAMETER:
+            case InputKind.PARAMETER if spec.target.removeprefix(PREFIX) in self._parameters:
                 name, parameter = self._parameters[spec.target.removeprefix(PREFIX)]
                 self._holding[spec.arg.name] = name
                 return parameter.detach()

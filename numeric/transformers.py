@@ -1,4 +1,4 @@
-"""A small transformer that reads an image row by row: GPT-2's blocks (radford2019language) behind a linear embedding of the rows.
+"""A small transformer that reads an image row by row: GPT-2's blocks behind a linear embedding of the rows.
 
 Blocks normalise before they read (pre-LN), as GPT-2's do; rows take the place of tokens, so that the network needs no text and no download.
 """

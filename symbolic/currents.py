@@ -5,8 +5,13 @@ changes by the *defect* dy/ds, and the invariance identity reads, by the chain r
 
     ⟨ξ, ∇L⟩ = J = Σ coefficient · ⟨defect, ∂L/∂y⟩ .
 
-SymPy differentiates; the defect is a factor times the normalised tensor itself, so that the current needs the variance of the forward pass
-and ⟨gain x̂, ∂L/∂y⟩, which is gain · ∂L/∂gain. Source: own (THEORY 15.2).
+SymPy differentiates; the defect is a factor times the normalised tensor itself, with a factor of its own for every statistic t that the
+normalisation takes: a channel (BatchNorm), a sample and position (LayerNorm, RMSNorm), a sample and group (GroupNorm). So the current needs
+the statistic's variance (or mean square) in the forward pass, and how the loss reacts to the normalised tensor ŷ, before gain and shift:
+
+    J = Σ_t coefficient · eps / (σ²_t + eps) · ⟨ŷ_t, ∂L/∂ŷ_t⟩ .
+
+σ² is the variance that the normalisation divides by (the biased one). Source: own (THEORY 15.2).
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ VARIANCE, EPS = sp.symbols("sigma2 epsilon", positive=True)
 @lru_cache(maxsize=1)
 def scale_defect() -> sp.Expr:
     """(d/ds of the normalised tensor under x -> e^s x) / (normalised tensor), in the variance and eps.
+
+    Centring commutes with the scale, so x may stand for what is centred already.
 
     Examples
     --------

@@ -29,7 +29,7 @@ from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, paramet
 from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import shift_equations
-from noetherflow.symbolic.symmetries import Symmetries
+from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 from noetherflow.symbolic.writing import Writer
 
 
@@ -71,23 +71,25 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
 
 def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     """The symmetries of a graph, given in primitives."""
-    wanted = wanted_index_sets(program)
-    found = algebras(program)
-    scales = _families(program, scale_equations(program, wanted))
-    ignored = ignored_directions(program)
+    wanted, ignored = wanted_index_sets(program), ignored_directions(program)
     shifts = _shift_families(program, wanted, ignored)
     writer = Writer(program, graph, shifts.images)
-    used = {id(f): matrix_index(program, found, f) for f in scales}
-    diagonal = {id(algebra) for algebra in used.values()}
-    by_shift = [writer.shift(f) for f in shifts.families]
-    unseen = {(a.parameter, a.patch) for s in by_shift if s.kind == "null" for a in s.actions}
-    by_scale = [writer.scale(f, used[id(f)]) for f in scales]
-    turns = [writer.rotation(algebra) for algebra in found if id(algebra) not in diagonal]
-    members = [s for s in by_scale if not all((a.parameter, a.patch) in unseen for a in s.actions)] + by_shift
-    members += [s for s in (*turns, *map(writer.reader, readers(program, ignored))) if s.dimension != 0]
+    by_shift = [writer.shift(family) for family in shifts.families]
+    members = by_shift + _scales_and_rotations(program, wanted, writer, by_shift) + [writer.reader(r) for r in readers(program, ignored)]
     order = {name: i for i, name in enumerate(graph.parameters)}
-    members.sort(key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
-    return Symmetries([replace(s, number=i) for i, s in enumerate(members)], program.opaque, writer.axis_classes())
+    found = sorted((s for s in members if s.dimension != 0), key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
+    return Symmetries([replace(s, number=i) for i, s in enumerate(found)], program.opaque, writer.axis_classes())
+
+
+def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Writer, by_shift: Sequence[Symmetry]) -> list[Symmetry]:
+    """Scales, each as the matrices whose diagonal it is where there are some, and rotations; nothing that moves null parameters only."""
+    matrices = algebras(program)
+    families = _families(program, scale_equations(program, wanted))
+    larger = [matrix_index(program, matrices, family) for family in families]
+    scales = [writer.scale(family, algebra) for family, algebra in zip(families, larger, strict=True)]
+    rotations = [writer.rotation(algebra) for algebra in matrices if not any(algebra is used for used in larger)]
+    unseen = {(a.parameter, a.patch) for s in by_shift if s.kind == "null" for a in s.actions}
+    return [s for s in scales if not all((a.parameter, a.patch) in unseen for a in s.actions)] + rotations
 
 
 def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) -> Program:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from support.assembled import DoesNotFit, Assembled, Run, Step, makes, part_run, read, shared
-from support.blocks import EPS, Attention, Gated, Unit, WeightNorm, WrittenNorm, layer_norm, rms_norm, rotary
+from support.assembled import Assembled, DoesNotFit, Run, Step, makes, part_run, read, shared
+from support.attention import Attention, rotary
+from support.blocks import EPS, Gated, Unit, WeightNorm, WrittenNorm, layer_norm, rms_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -225,7 +226,7 @@ def _moved(network: Assembled, values: list[Tensor], step: Step) -> Run:
 
 @makes("product")
 def _product(network: Assembled, values: list[Tensor], step: Step) -> Run:
-    place, x = read(values, step)
+    place, _ = read(values, step)
     second = len(values) - 1 - step.b % len(values)
     equations = ("...i,...i->...", "...i,...j->...ij", "n...i,n...j->nij", "...i,...i->...i", "...ij,...kj->...ik")
     equation = equations[step.a % len(equations)]

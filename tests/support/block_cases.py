@@ -7,29 +7,26 @@ from functools import partial
 from typing import Any, Final
 
 import torch
+from support.attention import Attention, LatentAttention
 from support.blocks import (
     EPS,
     NOISE,
-    Attention,
     ConvNeXt,
     DynamicTanh,
     Experts,
     FeedForward,
     Gated,
-    LatentAttention,
     Lora,
     Recurrent,
     SqueezeExcitation,
     StackedExperts,
-    Transformer,
     Unrolled,
-    VisionTransformer,
     WeightNorm,
-
     layer_norm,
     rms_norm,
 )
 from support.cases import Block, Case, conv, head
+from support.small_transformers import Transformer, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 

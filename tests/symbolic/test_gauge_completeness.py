@@ -54,7 +54,7 @@ def _data(case: Case, model: nn.Module) -> Iterator[Tensor]:
     return (case.inputs(3.0) for _ in range(4 * count // rows + 2))
 
 
-@pytest.mark.parametrize("case", (*CASES, *BLOCK_CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *BLOCK_CASES], ids=lambda case: case.name)
 def test_derived_and_measured_directions_agree(case: Case) -> None:
     torch.set_default_dtype(torch.float64)
     found = symmetries(trace(case.build(), case.inputs(), loss=case.loss))

@@ -55,7 +55,9 @@ def confront(shape: tuple[int, ...], spec: dict[str, Any]) -> None:
     found = symmetries(trace(model, probe.inputs, loss=spec["loss"]))
     assert violations(probe, found, spec["number"]) == []
     assert independent_directions(probe, found) == found.dimension
-    if not any(symmetry.matrix or symmetry.rotation for symmetry in found):  # a matrix group may act with a stabiliser: see wide_linear in the case table
+    if not any(
+        symmetry.matrix or symmetry.rotation for symmetry in found
+    ):  # a matrix group may act with a stabiliser: see wide_linear in the case table
         assert independent_directions(probe, found, points=1) == found.dimension
 
 
@@ -92,7 +94,7 @@ def test_symmetries_of_thousands_of_random_networks(shape: tuple[int, ...], spec
     confront(shape, spec)
 
 
-@pytest.mark.parametrize("case", (*CASES, *BLOCK_CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *BLOCK_CASES], ids=lambda case: case.name)
 def test_symmetries_of_the_case_table_are_true(case: Case) -> None:
     torch.set_default_dtype(torch.float64)
     model = case.build()

@@ -87,7 +87,9 @@ def flowed(quantity: sp.Matrix, field: sp.Matrix, length: int) -> sp.Matrix:
     return total
 
 
-def state_after(form: Form, values: dict[str, sp.Rational], theta: sp.Matrix, gradient: sp.Matrix, buffer: sp.Matrix) -> tuple[sp.Matrix, sp.Matrix]:
+def state_after(
+    form: Form, values: dict[str, sp.Rational], theta: sp.Matrix, gradient: sp.Matrix, buffer: sp.Matrix
+) -> tuple[sp.Matrix, sp.Matrix]:
     """One step of a rule, equation by equation."""
     table = {dict(form.hyperparameters)[name]: value for name, value in values.items()}
     state = {THETA: theta, GRADIENT: gradient} | {before: buffer for before, _ in form.buffers}
@@ -129,7 +131,9 @@ def test_a_wrong_coefficient_leaves_a_defect(factor: sp.Rational) -> None:
     assert all(entry.coeff(ETA, n) == 0 for entry in defect for n in range(3)), "and none before its own power"
 
 
-@pytest.mark.parametrize("pair", [("heavy ball", "nesterov"), ("nesterov", "quasi-hyperbolic"), ("quasi-hyperbolic", "heavy ball")], ids="-".join)
+@pytest.mark.parametrize(
+    "pair", [("heavy ball", "nesterov"), ("nesterov", "quasi-hyperbolic"), ("quasi-hyperbolic", "heavy ball")], ids="-".join
+)
 def test_the_equation_of_one_rule_is_not_that_of_another(pair: tuple[str, str]) -> None:
     own, other = (FORMS[name] for name in pair)
     equation = modified_equation(own, 2, **numbers_of(own))
@@ -155,7 +159,9 @@ def test_on_a_quadratic_loss_it_is_the_logarithm_of_the_slow_root(name: str) -> 
         roots = [root for root in sp.solve(step[name], Z) if sp.limit(root.subs(MU, sp.Rational(1, 3)), ETA, 0) == 1]
         fast = roots[0]
     expected = sp.series(sp.log(fast.subs(MU, sp.Rational(1, 3))), ETA, 0, 5).removeO()
-    values = {n: v for n, v in {"weight_decay": 0, "momentum": sp.Rational(1, 3), "dampening": 0}.items() if n in dict(form.hyperparameters)}
+    values = {
+        n: v for n, v in {"weight_decay": 0, "momentum": sp.Rational(1, 3), "dampening": 0}.items() if n in dict(form.hyperparameters)
+    }
     equation = modified_equation(form, 4, **values)
     chain, found = G, sp.S.Zero
     for power, term in enumerate(equation.field):
