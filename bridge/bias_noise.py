@@ -1,8 +1,9 @@
 """What rounding acts on where a bias's gradient vanishes identically: the bias of the keys under softmax attention, say.
 
 Its gradient is a sum, over samples and positions, of gradients that cancel; what floating point leaves of it says nothing about the size of
-the summands. They are looked up where the bias is used: in the graph that autograd keeps of the module's forward pass, at the node that reads
-the bias, whose incoming gradient they are. Adding up M of them errs by √M roundoffs of the partial sums' size, and each is rounded itself.
+the summands. They are looked up where the bias is used: in the graph that autograd keeps of the module's forward pass, at the node that
+reads the bias, whose incoming gradient they are. Adding up M of them errs by √M roundoffs of the partial sums' size, and each is rounded
+itself.
 """
 
 from __future__ import annotations

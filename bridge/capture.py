@@ -1,9 +1,9 @@
 """What a normalisation's forward and backward pass tell, captured as they happen: the variance, and the gradient that its eps lets through.
 
 For every statistic t (a channel of BatchNorm; a sample and position of LayerNorm) the predicted current of a scale of the input is
-eps / (var_t + eps) · ⟨ŷ_t, ∂L/∂ŷ_t⟩, ŷ the normalised tensor (symbolic.currents). ⟨ŷ, ∂L/∂ŷ⟩ is ⟨y - shift, ∂L/∂y⟩ as y is linear in ŷ; for
-BatchNorm it is gain · ∂L/∂gain, which costs no pass over the activations. Micro-batches have variances of their own, so currents are summed
-where gradients are: in the backward pass. What multiplies gradients afterwards is read elsewhere (`noetherflow.bridge.clipping`). Nothing is
+eps / (var_t + eps) · ⟨ŷ_t, ∂L/∂ŷ_t⟩, ŷ the normalised tensor (symbolic.currents). ∂L/∂ŷ is the gain times ∂L/∂y; for BatchNorm ⟨ŷ, ∂L/∂ŷ⟩
+is gain · ∂L/∂gain, which costs no pass over the activations. Micro-batches have variances of their own, so currents are summed where
+gradients are: in the backward pass. What multiplies gradients afterwards is read elsewhere (`noetherflow.bridge.clipping`). Nothing is
 captured without gradients.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.norm_layout import Layout
-from noetherflow.bridge.norm_modules import Normalization, fitted, is_torch_norm, normalized
+from noetherflow.bridge.norm_modules import Normalization, fitted, is_torch_norm, normalized, working_dtype
 from noetherflow.bridge.norm_noise import NormNoise, norm_noise
 from noetherflow.bridge.placing import Placing
 from noetherflow.bridge.printing import compile_expressions
@@ -72,16 +72,18 @@ class Capture:
         Modules whose weight makes what is normalised; the size of their inputs is measured with the noise.
     measuring : bool
         Whether the noise is measured in the coming step; it costs a pass over the activations, so it is done now and then.
+    inside : dict of str to torch.dtype
+        Node -> what a module of unknown type was found to compute in.
     """
 
     model: nn.Module
     calls: Mapping[str, Sequence[Normalization]]
     producers: Sequence[str] = ()
     measuring: bool = True
+    inside: dict[str, torch.dtype] = field(default_factory=dict)
     input_squares: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     _per_reference: dict[tuple[str, Placing], NormNoise] = field(default_factory=dict)
-    _fits: dict[str, tuple[Layout, Tensor]] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
     _count: dict[str, int] = field(default_factory=dict)
 
@@ -148,11 +150,11 @@ class Capture:
         elif norm.layout.operation == "batch_norm" and is_torch_norm(module) and module.affine and module.weight.requires_grad:
             self._watch_gain(norm, record, module, x.detach(), output)
         elif is_torch_norm(module):
-            self._watch_output(norm, record, norm.layout, getattr(module, "weight", None), x.detach(), output, own=False)
+            self._watch_output(norm, record, norm.layout, getattr(module, "weight", None), x.detach(), output)
         else:
             self._watch_unknown(norm, record, x.detach(), output)
 
-    # --- three ways to ⟨ŷ, ∂L/∂ŷ⟩
+    # --- three kinds of modules
 
     def _watch_gain(self, norm: Normalization, record: Record, module: Any, x: Tensor, output: Tensor) -> None:
         """BatchNorm: gain · ∂L/∂gain, and the deviation that the forward pass saved."""
@@ -168,44 +170,32 @@ class Capture:
 
         _given(output.grad_fn).register_hook(_without_gradients(backward))
 
-    def _watch_output(
-        self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor, output: Tensor, *, own: bool
-    ) -> None:
-        """⟨ŷ, gain ∂L/∂y⟩ of the input normalised anew; or, where only the module knows its gain (`own`), ⟨y - shift, ∂L/∂y⟩."""
-        measured, working = self.measuring, torch.promote_types(x.dtype, torch.float32)
-        y, version = output.detach(), output._version
+    def _watch_output(self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor, output: Tensor) -> None:
+        """⟨ŷ, gain ∂L/∂y⟩, of the input normalised anew."""
+        measured, working = self.measuring, working_dtype(x)
         gain = None if gain is None else gain.detach()
 
         def backward(gradient: Tensor) -> None:
-            hat = layout.gained(gradient.to(working), gain if not own or measured else None)
+            hat = layout.gained(gradient.to(working), gain)
             values, variance = normalized(layout, x, norm.eps, working)
-            if not own:
-                pulled = (values * layout.rows(hat)).sum(-1, dtype=torch.float64)
-            elif y._version != version:
-                record.problem = "its output was changed in place behind it"
-                return
-            else:
-                shown = layout.rows(layout.shifted_back(y, self._shift(norm)).to(working))
-                pulled = (shown * layout.rows(gradient.to(working))).sum(-1, dtype=torch.float64)
             record.reference += float(gradient.square().mean(dtype=torch.float64))
-            self._take(norm, record, variance, pulled, norm_noise(layout, x, hat, norm.eps) if measured else None)
+            noise = norm_noise(layout, x, hat, norm.eps) if measured else None
+            self._take(norm, record, variance, (values * layout.rows(hat)).sum(-1, dtype=torch.float64), noise)
 
-        output.register_hook(_without_gradients(backward))  # type: ignore[no-untyped-call]
+        _on_gradient(output, _without_gradients(backward))
 
     def _watch_unknown(self, norm: Normalization, record: Record, x: Tensor, output: Tensor) -> None:
-        found = fitted(norm, x, output.detach(), self._shift(norm)) if self.measuring else self._fits.get(norm.node)
+        """A gain that only the module knows is fitted, at every pass: it may be trained, or be none at all."""
+        shift = None if norm.shift is None else self.model.get_parameter(norm.shift).detach()
+        found = fitted(norm, x, output.detach(), shift)
         if found is None:
-            self._fits.pop(norm.node, None)
             record.problem = (
                 f"the output of the module '{norm.path}' is not a gain times its normalised input, so what its eps lets through cannot be "
                 "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
             )
         else:
-            self._fits[norm.node] = found
-            self._watch_output(norm, record, *found, x, output, own=True)
-
-    def _shift(self, norm: Normalization) -> Tensor | None:
-        return None if norm.shift is None else self.model.get_parameter(norm.shift).detach()
+            self.inside[norm.node] = found.dtype
+            self._watch_output(norm, record, found.layout, found.gain, x, output)
 
     def _take(self, norm: Normalization, record: Record, variance: Tensor, pulled: Tensor, noise: NormNoise | None) -> None:
         defect = _DEFECT({EPS: norm.eps, VARIANCE: variance})[("defect",)]
@@ -213,6 +203,26 @@ class Capture:
             record.add(norm.placings, defect * pulled, noise)
         except RunError as err:  # raised later, where the law is known: not in the middle of somebody's backward pass
             record.problem = str(err)
+
+
+def _on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
+    """Call a function with the gradient of a tensor as it is now, whatever is written over it in place later.
+
+    A view that is written over drops out of autograd's graph, and its hooks with it; its base keeps its node.
+    """
+    base = output._base
+    if base is None or base.grad_fn is None:
+        output.register_hook(function)  # type: ignore[no-untyped-call]
+        return
+    shape, strides, offset = output.shape, output.stride(), output.storage_offset() - base.storage_offset()
+    layout = base.shape, base.stride()
+
+    def backward(gradients: Sequence[Tensor | None]) -> None:
+        if gradients[0] is not None:
+            whole = torch.empty_strided(*layout, dtype=gradients[0].dtype, device=gradients[0].device).copy_(gradients[0])
+            function(whole.as_strided(shape, strides, offset))
+
+    base.grad_fn.register_prehook(backward)
 
 
 def _without_gradients(function: Callable[..., None]) -> Callable[..., None]:

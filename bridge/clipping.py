@@ -52,7 +52,8 @@ class Clipping:
         """Put the hooks on."""
         for name in self.names:
             parameter = self.model.get_parameter(name)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._keep, name)))
+            handle = parameter.register_post_accumulate_grad_hook(partial(self._keep, name))  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
 
     def detach(self) -> None:
         """Take the hooks off."""

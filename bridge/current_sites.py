@@ -49,6 +49,11 @@ class Pass:
     ran: Replay
     parameters: Mapping[str, Tensor]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
     def input_of(self, node: str) -> Tensor:
         """What a node with one input reads, in float64."""
         producers = [*self.graph.inputs_of(node).items()]
@@ -78,13 +83,14 @@ class Pass:
         if not bool(((expected - value.double()).abs() <= ROUNDINGS * unit_roundoff(value.dtype) * scale).all()):
             worst = float((expected - value.double()).abs().amax())
             raise RunError(
-                f"'{node}' does not compute {what}: it differs by {worst:.2g}. The graph knows this function by other settings than the model's.",
+                f"'{node}' does not compute {what}: it differs by {worst:.2g}. The graph lacks a setting of the operation; use torch's "
+                "defaults, or leave this family out.",
                 node=node,
             )
 
 
 def at_function(site: Site, there: Pass) -> Tensor:
-    """coefficient · ∂L/∂y · defect(z), summed over all that the family's indices do not carry."""
+    """The sum of coefficient · ∂L/∂y · defect(z) over all that the family's indices do not carry."""
     z = there.input_of(site.node)
     there.check(site.node, evaluate(site.function, z), str(site.function))
     density = there.pulled(site.node) * evaluate(site.defect, z)
@@ -93,7 +99,7 @@ def at_function(site: Site, there: Pass) -> Tensor:
 
 
 def at_normalization(site: Absorber, there: Pass) -> Tensor:
-    """coefficient · eps / (σ² + eps) · ⟨ŷ, ∂L/∂ŷ⟩ of every statistic, summed likewise."""
+    """The sum of coefficient · eps / (σ² + eps) · ⟨ŷ, ∂L/∂ŷ⟩ over all statistics that the family's indices do not carry."""
     data = there.graph.nodes[site.node]
     if data["operation"] not in NORMALIZATIONS:
         raise RunError(f"What eps lets through at the '{data['operation']}' of '{site.node}' is not known.", node=site.node)
@@ -106,7 +112,7 @@ def at_normalization(site: Absorber, there: Pass) -> Tensor:
 
 
 def at_class_site(site: ClassSite, there: Pass) -> Tensor:
-    """coefficient · Σ_t ∂L/∂y_t · h_t, or without h_t where the shift is the same for all samples."""
+    """The sum of coefficient · ∂L/∂y_t · h_t over the samples, without h_t where the shift is the same for all of them."""
     expected = there.input_of(site.node).logsumexp(-1)
     there.check(site.node, expected.reshape(there.value(site.node).shape), "the logarithm of the sum of exponentials along the last axis")
     density = float(site.coefficient * shift_defect()) * there.pulled(site.node).reshape(-1)

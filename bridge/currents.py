@@ -1,7 +1,7 @@
 """Predicted currents beside measured ones: ⟨ξ, ∇L⟩ of a family, from what breaks it and from the gradient.
 
-One forward and backward pass of the traced program gives z and ∂L/∂y wherever a family is broken (`replay`). From these alone its current is
-predicted; the measured one is ⟨ξ, ∇L⟩ with the gradient of that same pass. The two agree to rounding, or the family is wrong.
+One forward and backward pass of the traced program gives z and ∂L/∂y wherever a family is broken (`replay`). From these alone its current
+is predicted; the measured one is ⟨ξ, ∇L⟩ with the gradient of that same pass. The two agree to rounding, or the family is wrong.
 
 Source: own (`derivations/broken_symmetries.py`).
 """
@@ -57,7 +57,8 @@ class Current:
     @property
     def error(self) -> float:
         """Largest difference between prediction and measurement, relative to `size`."""
-        return float((self.predicted - self.measured).abs().amax()) / self.size if self.size else 0.0
+        difference = float((self.predicted - self.measured).abs().amax())
+        return difference / self.size if self.size else (float("inf") if difference else 0.0)
 
 
 class Currents(Sequence[Current]):
@@ -197,37 +198,40 @@ def predict(family: Any, there: Pass) -> Tensor:
 
 @predict.register
 def _(family: Symmetry, there: Pass) -> Tensor:
-    return _on_generators(family, [at_normalization(site, there) for site in family.breaking])
+    return _on_generators(family, [at_normalization(site, there) for site in family.breaking], there)
 
 
 @predict.register
 def _(family: BrokenSymmetry, there: Pass) -> Tensor:
-    return predict(family.symmetry, there) + _on_generators(family.symmetry, [at_function(site, there) for site in family.sites])
+    parts = [at_function(site, there) for site in family.sites]
+    return predict(family.symmetry, there) + _on_generators(family.symmetry, parts, there)
 
 
 @predict.register
 def _(family: ClassShift, there: Pass) -> Tensor:
-    return predict(family.symmetry, there) + _on_generators(family.symmetry, [at_class_site(site, there) for site in family.sites])
+    parts = [at_class_site(site, there) for site in family.sites]
+    return predict(family.symmetry, there) + _on_generators(family.symmetry, parts, there)
 
 
 @predict.register
 def _(family: UntiedSymmetry, there: Pass) -> Tensor:
-    gradients = [(use, there.of_use(use)) for use in family.moved]
-    params = _with_uses(family, there.parameters)
+    gradients = [(use, there.of_use(use)) for use in family.differing]
+    point, leading = _point(family, there.parameters), family.leading
 
     def difference(direction: Tensor) -> Tensor:
-        moved = family.symmetry.tangent(params, direction)
-        still = torch.zeros((), dtype=torch.float64)
-        return _sum(((moved.get(use.parameter, still) - moved.get(use.name, still)) * g).sum() for use, g in gradients)
+        moved = family.symmetry.tangent(point, direction)
+        return _sum(((moved[leading[use.parameter]] - moved.get(use.name, 0.0)) * g).sum() for use, g in gradients)
 
-    return predict(family.symmetry, there) + _adjoint(family.symmetry, difference)
+    return predict(family.symmetry, there) + _adjoint(family.symmetry, difference, there.device)
 
 
-def _on_generators(symmetry: Symmetry, parts: Sequence[Tensor]) -> Tensor:
+def _on_generators(symmetry: Symmetry, parts: Sequence[Tensor], there: Pass) -> Tensor:
     """From currents per index of a family to currents per generator."""
     sizes = [int(size) for size in symmetry.sizes]
+    if not parts:
+        return torch.zeros(int(symmetry.dimension), dtype=torch.float64, device=there.device)
     total = _sum(part.reshape(sizes) for part in parts)
-    return _adjoint(symmetry, lambda direction: (symmetry.coefficients(direction) * total).sum()) if parts else _zero(symmetry)
+    return _adjoint(symmetry, lambda direction: (symmetry.coefficients(direction) * total).sum(), there.device)
 
 
 # --- measured
@@ -240,35 +244,35 @@ def along(family: Family, params: Gradients, gradients: Gradients) -> Tensor:
     ----------
     family : Symmetry, BrokenSymmetry, ClassShift or UntiedSymmetry
     params, gradients : mapping of str to Tensor
+        By name, in float64.
     """
-    symmetry = _symmetry(family)
-    point = _with_uses(family, params)
+    symmetry, point = _symmetry(family), _point(family, params)
+    leading = {name: p for p, name in family.leading.items()} if isinstance(family, UntiedSymmetry) else {}
+    split = {use.name for use in family.uses} - set(leading) if isinstance(family, UntiedSymmetry) else set()
 
     def pairing(direction: Tensor) -> Tensor:
-        moved = symmetry.tangent(point, direction)
+        moved = {leading.get(name, name): change for name, change in symmetry.tangent(point, direction).items() if name not in split}
         return _sum((change * gradients[name]).sum() for name, change in moved.items() if name in gradients)
 
-    return _adjoint(symmetry, pairing)
+    return _adjoint(symmetry, pairing, next(iter(params.values())).device)
 
 
-def _with_uses(family: Family, params: Gradients) -> dict[str, Tensor]:
+def _point(family: Family, params: Gradients) -> dict[str, Tensor]:
+    """Parameters by name, with every use of a shared one under its own."""
     uses = family.uses if isinstance(family, UntiedSymmetry) else ()
     return {**params, **{use.name: params[use.parameter] for use in uses}}
 
 
-def _adjoint(symmetry: Symmetry, pairing: Callable[[Tensor], Tensor]) -> Tensor:
+def _adjoint(symmetry: Symmetry, pairing: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
     """The vector of a linear function of directions."""
-    direction = torch.zeros(int(symmetry.dimension), dtype=torch.float64, requires_grad=True)
-    value = pairing(direction).sum()
+    direction = torch.zeros(int(symmetry.dimension), dtype=torch.float64, device=device, requires_grad=True)
+    value = pairing(direction)
     return torch.autograd.grad(value, direction)[0] if value.requires_grad else torch.zeros_like(direction)
 
 
-def _zero(symmetry: Symmetry) -> Tensor:
-    return torch.zeros(int(symmetry.dimension), dtype=torch.float64)
-
-
 def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return sum(parts, start=torch.zeros((), dtype=torch.float64))
+    total = list(parts)
+    return torch.stack(total).sum(0) if total else torch.zeros((), dtype=torch.float64)
 
 
 def _size(family: Family, params: Gradients, gradients: Gradients) -> float:
@@ -276,12 +280,17 @@ def _size(family: Family, params: Gradients, gradients: Gradients) -> float:
 
     A gradient that vanishes identically is a sum whose rounding does not: γ stands for its summands.
     """
-    symmetry, count = _symmetry(family), sum(g.numel() for g in gradients.values())
+    count = sum(g.numel() for g in gradients.values())
     spread = float(_sum((g * g).sum() for g in gradients.values()) / max(1, count)) ** 0.5
     around = {name: g.abs() + spread for name, g in gradients.items()}
     point = {name: p.abs() for name, p in params.items()}
-    parts = [along(replace(symmetry, actions=(action,)), _with_uses(family, point), around).abs() for action in symmetry.actions]
-    return float(_sum(parts).amax())
+    return float(_sum(along(part, point, around).abs() for part in _single_actions(family)).amax())
+
+
+def _single_actions(family: Family) -> list[Family]:
+    symmetry = _symmetry(family)
+    parts = [replace(symmetry, actions=(action,)) for action in symmetry.actions]
+    return [replace(family, symmetry=part) if isinstance(family, UntiedSymmetry) else part for part in parts]
 
 
 def _shown(values: Tensor) -> str:

@@ -1,7 +1,7 @@
 """Elementary differentials of real networks: automatic differentiation evaluates what a modified equation is made of.
 
-∇^{k+1}f [x_1, ..., x_k] is the gradient of s_k, where s_0 = f and s_i = ⟨∇s_{i-1}, x_i⟩ with x_i held fixed: k + 1 passes backward, each through
-the one before. Whole tensors throughout; for piecewise smooth networks (ReLU) it is the derivative on the piece that a point lies in.
+∇^{k+1}f [x_1, ..., x_k] is the gradient of s_k, where s_0 = f and s_i = ⟨∇s_{i-1}, x_i⟩ with x_i held fixed: k + 1 passes backward, each
+through the one before. Whole tensors throughout; for piecewise smooth networks (ReLU) it is the derivative on the piece that a point is in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.errors import RuleError
-from noetherflow.numeric.integrate import runge_kutta
+from noetherflow.numeric.integrate import integrate
 from noetherflow.symbolic.differentials import Differential
 from noetherflow.symbolic.modified import ModifiedEquation, resolved
 from noetherflow.symbolic.pairings import parts
@@ -135,7 +135,7 @@ def follow(
     values: Mapping[str, float],
     time: float,
     *,
-    substeps: int,
+    steps: int = 8,
     buffers: Sequence[sp.Expr] = (),
 ) -> dict[str, Tensor]:
     """Predict a run from the continuous side: the modified equation's flow, from the point that belongs to the run's start.
@@ -150,8 +150,8 @@ def follow(
         Hyper-parameters by name, the step size ``lr`` among them.
     time : float
         η times the number of steps.
-    substeps : int
-        Of the integrator (fourth order); make them so many that its error does not show.
+    steps : int
+        Of the integrator (`noetherflow.numeric.integrate`, eighth order); make them so many that its error does not show.
     buffers : sequence of combinations of θ and g
         The buffers that the run starts with: zero by default, `first_buffers` for torch's SGD with dampening.
 
@@ -168,7 +168,7 @@ def follow(
     def velocity(flat: Tensor) -> Tensor:
         return _flat(Evaluation(loss, _named(flat, point)).combination(field))
 
-    return _named(runge_kutta(velocity, _flat(start), time, substeps), point)
+    return _named(integrate(velocity, _flat(start), time, steps), point)
 
 
 def _flat(point: Point) -> Tensor:

@@ -83,5 +83,5 @@ def _computed(part: Any, z: Tensor, known: dict[Any, Tensor]) -> Tensor:
             out = torch.where(_value(condition, z, known), _value(value, z, known), out)
         return out
     if part.func not in OPERATIONS:
-        raise GraphError(f"'{part}' cannot be evaluated on tensors. Add {part.func} to noetherflow.bridge.elementwise.OPERATIONS.", part=part)
+        raise GraphError(f"'{part}' cannot be evaluated on tensors. Add {part.func} to noetherflow.bridge.elementwise.OPERATIONS.")
     return OPERATIONS[part.func](*(_value(argument, z, known) for argument in part.args))

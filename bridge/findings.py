@@ -43,7 +43,9 @@ def report_of(
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
             name = next(numbered)
             families.append(
-                _family(monitor, b, law, name, _part(tally, start, stop), prediction, slice(start, stop), unseen.get(law.symmetry.number, ""))
+                _family(
+                    monitor, b, law, name, _part(tally, start, stop), prediction, slice(start, stop), unseen.get(law.symmetry.number, "")
+                )
             )
     order = {name: i for i, name in enumerate(names)}
     position = {law.symmetry.number: i for i, law in enumerate(laws)}

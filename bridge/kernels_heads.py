@@ -1,7 +1,7 @@
 """Gram matrices block by block: one matrix for every head of an attention, say, along the last of the axes kept.
 
-`kernels_torch.reduce` takes one Gram matrix of a whole tensor; here the axes kept before the last tell the blocks apart. Blocks are taken in
-groups that stay small, so a tensor never has to be held in float64 as a whole.
+`kernels_torch.reduce` takes one Gram matrix of a whole tensor; here the axes kept before the last tell the blocks apart. Blocks are taken
+in groups that stay small, so a tensor never has to be held in float64 as a whole.
 """
 
 from __future__ import annotations

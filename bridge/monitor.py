@@ -70,12 +70,16 @@ class Monitor:
         self._moment_plan = self._plan(self._wanted_moments)
         self._ratios: dict[tuple[int, int, str], Tensor] = {}
         self._steps_before: dict[tuple[int, int], Tensor] = {}
+        self._precisions: dict[tuple[int, int], Precision] = {}
         self.compute_in(self.compute)
         self._charges = sum(b.size for b in self.bundles)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Take note that passes run in a dtype (autocast): its roundoff then counts too, if it is the coarser one."""
-        self.compute = max(self.compute, dtype, key=unit_roundoff)
+        coarsest = max(self.compute, dtype, key=unit_roundoff)
+        if coarsest == self.compute and self._precisions:
+            return
+        self.compute = coarsest
         self._precisions = {(n, p): self._precision(b, p) for n, b in enumerate(self.bundles) for p in range(len(b.groups))}
 
     # --- what is read

@@ -1,8 +1,8 @@
 """Which values of a tensor a normalisation takes together: rows of values that share one mean and one variance.
 
-BatchNorm has a row for every channel (values: the batch and the positions), LayerNorm and RMSNorm one for every sample and position (values:
-the features), GroupNorm one for every sample and group, InstanceNorm one for every sample and channel. Rows are in the order of the axes
-that statistics are not taken along, so that a family's index is found among them (`noetherflow.bridge.placing`).
+BatchNorm has a row for every channel (values: the batch and the positions), LayerNorm and RMSNorm one for every sample and position
+(values: the features), GroupNorm one for every sample and group, InstanceNorm one for every sample and channel. Rows are in the order of
+the axes that statistics are not taken along, so that a family's index is found among them (`noetherflow.bridge.placing`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Modules that are normalisations: torch's own, and any other whose output is found to be a gain times its normalised input.
 
-A module of unknown type (LlamaRMSNorm, LayerNorm2d) is not taken at its word. Its output is compared with a gain, fitted channel by channel,
-times the input as the graph normalises it; what is not that, to rounding, cannot be captured.
+A module of unknown type (LlamaRMSNorm, LayerNorm2d) is not taken at its word. Its output is compared with a gain, fitted channel by
+channel, times the input as the graph normalises it; what is not that, to rounding, cannot be captured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Final
 
 import torch
@@ -73,12 +74,35 @@ def normalized(layout: Layout, x: Tensor, eps: float, dtype: torch.dtype) -> tup
     return rows * (variance + eps).rsqrt().unsqueeze(-1).to(dtype), variance
 
 
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """What sums over the values of a statistic are made in: float32, or float64 where a tensor is."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+
+
 def is_torch_norm(module: nn.Module) -> bool:
     """Whether the module is one of torch's own, so that nothing but its normalisation stands between input and output."""
     return type(module) in TORCH_NORMS
 
 
-def fitted(norm: Normalization, x: Tensor, y: Any, shift: Tensor | None) -> tuple[Layout, Tensor] | None:
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a module of unknown type normalises.
+
+    Parameters
+    ----------
+    layout : Layout
+    gain : Tensor
+        One entry for each channel.
+    dtype : torch.dtype
+        What it must have been computed in, from how well it fits: coarser than its input's where the module casts to float32 inside.
+    """
+
+    layout: Layout
+    gain: Tensor
+    dtype: torch.dtype
+
+
+def fitted(norm: Normalization, x: Tensor, y: Any, shift: Tensor | None) -> Fit | None:
     """The layout and the gain with which a module normalises, if its output is that; None if it is something else.
 
     Parameters
@@ -92,9 +116,9 @@ def fitted(norm: Normalization, x: Tensor, y: Any, shift: Tensor | None) -> tupl
     if not isinstance(y, Tensor) or y.shape != x.shape or x.dim() != norm.layout.rank:
         return None
     for layout in _candidates(norm.layout):
-        gain = _gain(layout, norm.eps, x, y, shift)
-        if gain is not None:
-            return layout, gain
+        found = _fit(layout, norm.eps, x, y, shift)
+        if found is not None:
+            return found
     return None
 
 
@@ -103,18 +127,21 @@ def _candidates(layout: Layout) -> tuple[Layout, ...]:
     return (layout, moved) if layout.on_features and layout.dims == 1 and layout.rank > 2 else (layout,)
 
 
-def _gain(layout: Layout, eps: float, x: Tensor, y: Tensor, shift: Tensor | None) -> Tensor | None:
-    count = layout.channel_count(x)
+def _fit(layout: Layout, eps: float, x: Tensor, y: Tensor, shift: Tensor | None) -> Fit | None:
+    count, working = layout.channel_count(x), working_dtype(x, y)
     if shift is not None and shift.numel() != count:
         return None
-    rows, variance = normalized(layout, x, eps, torch.float64)
-    divided = layout.rows(x).double() * (variance + eps).rsqrt().unsqueeze(-1)
-    result = layout.rows(layout.shifted_back(y, shift)).double()
+    rows, variance = normalized(layout, x, eps, working)
+    divided = layout.rows(x).to(working) * (variance + eps).rsqrt().unsqueeze(-1).to(working)
+    result = layout.rows(layout.shifted_back(y, shift)).to(working)
     unit, raw, own = (layout.channels(t, count) for t in (rows, divided, result))
-    if unit.shape[1] < 2 or not bool(own.any()):
-        return None  # one value per channel fits anything, and so does nothing
-    gain = (unit * own).sum(1) / unit.square().sum(1).clamp(min=torch.finfo(torch.float64).tiny)
-    residual = own - gain.unsqueeze(1) * unit
-    size = own.norm() + (gain.unsqueeze(1) * raw).norm()
-    allowed = ROUNDINGS * max(unit_roundoff(x.dtype), unit_roundoff(y.dtype)) * size
-    return gain if bool(residual.norm() <= allowed) else None
+    if unit.shape[1] < 2:
+        return None  # one value per channel fits anything
+    gain = (unit * own).sum(1) / unit.square().sum(1).clamp(min=torch.finfo(working).tiny)
+    residual = float((own - gain.unsqueeze(1) * unit).norm())
+    size = float(own.norm() + (gain.unsqueeze(1) * raw).norm())
+    coarser = max(x.dtype, y.dtype, key=unit_roundoff)
+    for dtype in (coarser, max(coarser, torch.float32, key=unit_roundoff)):
+        if residual <= ROUNDINGS * unit_roundoff(dtype) * size:
+            return Fit(layout, gain, dtype)
+    return None

@@ -90,7 +90,7 @@ class Placing:
 
     def _error(self, sizes: tuple[int, ...]) -> RunError:
         return RunError(
-            f"The statistics of the normalisation at '{self.node}' have shape {sizes}; the network was traced with {self.sizes}, and a law's "
-            "charges lie along what differs. Give example_inputs of the shape that the run uses.",
+            f"The statistics of the normalisation at '{self.node}' have shape {sizes}; the network was traced with {self.sizes}, and a "
+            "law's charges lie along what differs. Give example_inputs of the shape that the run uses.",
             node=self.node,
         )

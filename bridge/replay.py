@@ -86,18 +86,20 @@ def replay(
     >>> tuple(ran.values["linear"].shape), tuple(ran.pulled["gelu"].shape), sorted(ran.uses)[0]
     ((4, 5), (4, 5), ('0.bias', 'linear'))
     """
-    exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), (*inputs, *(() if target is None else (target,))))
-    run = _Run(exported, model, frozenset(values), frozenset(pulled))
+    given = inputs if target is None else (*inputs, target)
+    exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), given)
     with torch.enable_grad():
-        return run.both(inputs if target is None else (*inputs, target))
+        return _Run(exported, model, frozenset(values), frozenset(pulled)).both(given)
 
 
 def _function(loss: Loss) -> Callable[..., Tensor]:
     if loss is None:
         raise RunError(f"A gradient needs a loss: one of {sorted(LOSS_NAMES)}, or a callable loss(output, target).")
-    if isinstance(loss, str) and loss not in LOSS_NAMES:
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSS_NAMES:
         raise RunError(f"Unknown loss '{loss}'. Expected one of {sorted(LOSS_NAMES)}, or a callable loss(output, target).", loss=loss)
-    return {"cross_entropy": _cross_entropy, "mse": nn.functional.mse_loss}[loss] if isinstance(loss, str) else loss
+    return _cross_entropy if loss == "cross_entropy" else nn.functional.mse_loss
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -121,15 +123,13 @@ def _exported(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Export
     try:
         return torch.export.export(module, inputs, strict=False)
     except Exception as err:  # torch.export raises many types
-        raise TraceError(f"torch.export could not trace the model with its loss: {err}. Check the inputs, the target and the loss.") from err
+        raise TraceError(f"torch.export could not trace the model with its loss: {err}. Check inputs, target and loss.") from err
 
 
 class _Run(torch.fx.Interpreter):
     """Interprets an exported program; a parameter is given out as a new leaf to every node that reads it."""
 
-    def __init__(
-        self, exported: torch.export.ExportedProgram, model: nn.Module, values: Collection[str], pulled: Collection[str]
-    ) -> None:
+    def __init__(self, exported: torch.export.ExportedProgram, model: nn.Module, values: Collection[str], pulled: Collection[str]) -> None:
         super().__init__(exported.graph_module)
         self._signature, self._exported = exported.graph_signature, exported
         self._values, self._pulled, self.told = values, pulled, Replay()
@@ -149,7 +149,7 @@ class _Run(torch.fx.Interpreter):
         )
         self.told.loss = float(loss.detach())
         leaves = list(self._leaves.items())
-        found = torch.autograd.grad(loss, [leaf for _, leaf in leaves], allow_unused=True)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [leaf for _, leaf in leaves], allow_unused=True)
         self.told.uses = {use: torch.zeros_like(leaf) if g is None else g for (use, leaf), g in zip(leaves, found, strict=True)}
         return self.told
 
@@ -175,8 +175,8 @@ class _Run(torch.fx.Interpreter):
         return args, kwargs
 
     def _read(self, argument: torch.fx.Node, reader: torch.fx.Node) -> Any:
-        name = self._holding.get(argument.name)
-        if name is None or not self._parameters[name][1].requires_grad:
+        name = self._holding.get(argument.name, "")
+        if not name or not self._parameters[name][1].requires_grad:
             return self.env[argument]
         return self._leaves.setdefault((name, reader.name), self.env[argument].clone().requires_grad_())
 
@@ -186,7 +186,7 @@ class _Run(torch.fx.Interpreter):
         if n.name in self._values:
             self.told.values[n.name] = result.detach().clone()
         if n.name in self._pulled and isinstance(result, Tensor) and result.requires_grad:
-            result.register_hook(lambda gradient: self._keep(n.name, gradient))
+            result.register_hook(lambda gradient: self._keep(n.name, gradient))  # type: ignore[no-untyped-call]
         return result
 
     def _keep(self, node: str, gradient: Tensor) -> None:

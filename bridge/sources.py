@@ -1,4 +1,4 @@
-"""What a run tells a law besides the optimizer's state: the currents that eps lets through, and what rounding acts on where gradients cancel."""
+"""What a run tells a law besides the optimizer: currents that eps lets through, and what rounding acts on where gradients cancel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
 from noetherflow.bridge.norm_modules import Normalization
 from noetherflow.bridge.norm_noise import NormNoise
 from noetherflow.bridge.placing import Placing
+from noetherflow.numeric.rounding import accumulation, unit_roundoff
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.symmetries import Absorber
@@ -47,7 +48,8 @@ class Sources:
 
     def __post_init__(self) -> None:
         own = {module: path for path, module in self.model.named_modules()}
-        self._modules = {path: own[module] for path, module in self.model.named_modules(remove_duplicate=False)}  # a shared one has one name
+        everywhere = self.model.named_modules(remove_duplicate=False)
+        self._modules = {path: own[module] for path, module in everywhere}  # a shared module has one name here
         self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
         self.capture = Capture(self.model, self._calls(), tuple(producing))
@@ -100,7 +102,7 @@ class Sources:
         coefficient = float(site.coefficient) * self._factor(law)
         noise = self.capture.noise(placing)
         if noise is not None:
-            vanishing += coefficient**2 * self._rows(law, noise)
+            vanishing += coefficient**2 * self._coarsening(law, site.node) * self._rows(law, noise)
         found = self.capture.current(placing)
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
             current += coefficient * found
@@ -115,6 +117,15 @@ class Sources:
             order = action.places
             placed = torch.stack([action.patch.view(row).permute(order).reshape(-1) for row in squares])
             vanishing += (float(action.weight) * self._factor(law)) ** 2 * placed
+
+    def _coarsening(self, law: Law, node: str) -> Tensor:
+        """How much larger the squared roundoffs are where a module casts to something coarser than the law's parameters inside."""
+        own = max((self.model.get_parameter(name).dtype for name in law.symmetry.parameters), key=unit_roundoff)
+        inside = max(own, self.capture.inside.get(node, own), key=unit_roundoff)
+        sums = unit_roundoff(accumulation(inside)) / unit_roundoff(accumulation(own))
+        elements = unit_roundoff(inside) / unit_roundoff(own)
+        factors = torch.tensor([sums, elements, 1.0], dtype=torch.float64, device=next(self.model.parameters()).device)
+        return factors.square().unsqueeze(1)
 
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""

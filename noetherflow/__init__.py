@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.optimizers import rule_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, models
     from noetherflow.symbolic import rules
+    from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
@@ -34,7 +36,9 @@ __version__: Final = "0.1.0"
 __all__ = [
     "ArchitectureGraph",
     "__version__",
+    "broken_symmetries",
     "canonical",
+    "currents",
     "data",
     "derive",
     "distance",
@@ -54,7 +58,9 @@ __all__ = [
 _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
+        "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
+        "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
         "distance": ("noetherflow.bridge.distance", "distance"),

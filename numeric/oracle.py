@@ -101,7 +101,7 @@ def rotations(operation: Operation, shapes: Sequence[tuple[int, ...]], axis: int
     (3, 0)
     """
     equations, operands = _by_axis(operation, shapes, axis, seed)
-    allowed = torch.block_diag(*(_antisymmetric(shape[axis]) for shape in shapes))
+    allowed: Tensor = torch.block_diag(*(_antisymmetric(shape[axis]) for shape in shapes))  # type: ignore[no-untyped-call]
     found = _null_space(torch.cat([equations[:, :operands] @ allowed, equations[:, operands:]], 1), allowed.shape[1])
     return Equivariances(found.basis @ allowed.T, found.gap)
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from noetherflow.errors import ModelError
 
+HEAD_WIDTH: Final = 12  # of an attention head at width 1
 DEVIATION: Final = 0.02
-"""Standard deviation of GPT-2's initial weights, and here of its biases too: a bias that nothing feels stays where it starts, and at zero its
-law (it can only decay) would be a statement about rounding alone."""
+"""Standard deviation of GPT-2's initial weights, and here of its biases too: a bias that nothing feels stays where it starts, and at zero
+its law (it can only decay) would be a statement about rounding alone."""
 
 
 class Attention(nn.Module):
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         return result
 
     def _by_head(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -73,30 +74,31 @@ class RowTransformer(nn.Module):
     classes, channels, image
         Width of the output, channels of the input, and its height and width.
     width
-        Of the residual stream; a multiple of `heads`.
+        Factor on the width of an attention head; the residual stream is as wide as all heads together, the perceptrons four times that.
     heads, depth
         Attention heads, and blocks.
 
     Raises
     ------
     ModelError
-        The heads do not divide the width.
+        There is no head.
 
     Examples
     --------
-    >>> model = RowTransformer(width=16, heads=2, depth=1)
+    >>> model = RowTransformer(width=0.5, heads=2, depth=1)
     >>> tuple(model(torch.zeros(2, 1, 28, 28)).shape)
     (2, 10)
     """
 
-    def __init__(self, classes: int = 10, channels: int = 1, image: int = 28, width: int = 48, heads: int = 4, depth: int = 2) -> None:
+    def __init__(self, classes: int = 10, channels: int = 1, image: int = 28, width: float = 1.0, heads: int = 4, depth: int = 2) -> None:
         super().__init__()
-        if width % heads:
-            raise ModelError(f"{heads} heads cannot share a width of {width} evenly. Choose a multiple.", width=width, heads=heads)
-        self.embedding = nn.Linear(channels * image, width)
-        self.positions = nn.Parameter(torch.empty(image, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, 4 * width) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        if heads < 1:
+            raise ModelError(f"A transformer with {heads} attention heads has nothing to attend with. Give one or more.", heads=heads)
+        stream = heads * max(1, round(HEAD_WIDTH * width))
+        self.embedding = nn.Linear(channels * image, stream)
+        self.positions = nn.Parameter(torch.empty(image, stream))
+        self.blocks = nn.Sequential(*(Block(stream, heads, 4 * stream) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(stream), nn.Linear(stream, classes)
         for name, parameter in self.named_parameters():
             if "norm" not in name:
                 nn.init.normal_(parameter, std=DEVIATION)

@@ -5,14 +5,14 @@ shifts). The families that exist only then are broken, each by a current with a 
 
     ⟨ξ, ∇L⟩ = J = Σ over sites  c ⟨∂L/∂y, defect(z)⟩ ,
 
-since by the chain rule all that separates ⟨ξ, ∇L⟩ from zero is what f does instead of what was expected of it (`defects`). That eps breaks a
-scale at a normalisation is the same statement; those sites are the symmetry's own (`Symmetry.breaking`).
+since by the chain rule all that separates ⟨ξ, ∇L⟩ from zero is what f does instead of what was expected of it (`defects`). That eps breaks
+a scale at a normalisation is the same statement; those sites are the symmetry's own (`Symmetry.breaking`).
 
 1. read     the graph with the chosen nodes replaced
 2. solve    the same equations; solutions count only as far as they reach a site, so what is exact is not repeated
 3. write    each family with its sites
 
-Source: own (`derivations/broken_symmetries.py`); zhao2022symmetry for the charges of such networks at identity input.
+Source: own (`derivations/broken_symmetries.py`); zhao2023symmetries for charges of such networks at identity input.
 """
 
 from __future__ import annotations
@@ -90,22 +90,19 @@ class BrokenSymmetry:
 
     @property
     def current(self) -> sp.Expr:
-        """⟨ξ, ∇L⟩ per unit of the generator, before it is summed over all that the family's indices do not carry: in δ = ∂L/∂y and z of each site.
+        """⟨ξ, ∇L⟩ per unit of the generator, in δ = ∂L/∂y and z of each site.
 
-        Currents of eps, where there are any, come in addition.
+        To be summed over all that the family's indices do not carry; currents of eps, where there are any, come in addition.
         """
-        terms = [
-            site.coefficient * sp.Symbol(f"delta_{site.node}", real=True) * site.defect.xreplace({Z: sp.Symbol(f"z_{site.node}", real=True)})
-            for site in self.sites
-        ]
-        return sp.Add(*terms)
+        delta, z = ({site.node: sp.Symbol(f"{name}_{site.node}", real=True) for site in self.sites} for name in ("delta", "z"))
+        return sp.Add(*(site.coefficient * delta[site.node] * site.defect.xreplace({Z: z[site.node]}) for site in self.sites))
 
 
 def broken_symmetries(graph: ArchitectureGraph, at: Iterable[str] | None = None) -> tuple[BrokenSymmetry, ...]:
     """The families that exist but for the functions at some nodes, with their exact currents.
 
-    Independent of one another and of the exact symmetries, as far as they reach a site. Left out: matrix families, and shifts that arrive at
-    a site as anything but a constant.
+    Independent of one another and of the exact symmetries, as far as they reach a site. Left out: matrix families, and shifts that arrive
+    at a site as anything but a constant.
 
     Parameters
     ----------
@@ -145,7 +142,7 @@ def _chosen(graph: ArchitectureGraph, at: Iterable[str] | None) -> list[str]:
     operations = {data["operation"] for _, data in graph.nodes(data=True)}
     unknown = sorted(names - operations - set(graph)) if at is not None else []
     if unknown:
-        raise GraphError(f"No operation and no node of the graph is named {unknown}. Its operations are {sorted(operations)}.", names=unknown)
+        raise GraphError(f"No operation and no node of the graph is named {unknown}. Its operations are {sorted(operations)}.")
     return [node for node in graph.topological_order() if node in names or graph.nodes[node]["operation"] in names]
 
 
@@ -190,8 +187,9 @@ def _scales(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Itera
 
 def _shifts(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Iterator[BrokenSymmetry]:
     program, sites = _read(graph, functions, "shift", _linear)
-    # Only a constant arrives at a site as a constant: what is ignored behind one, for a linear function, depends on the data in front of it.
-    true = replace(program, steps=[replace(s, factor=None) if s in sites else s for s in program.steps])
+    # Only a constant arrives at a site as one: what is ignored behind a linear function may depend on the data in front of it.
+    chosen = {id(step) for step in sites}
+    true = replace(program, steps=[replace(s, factor=None) if id(s) in chosen else s for s in program.steps])
     systems, images = shift_equations(program, wanted_index_sets(program), ignored_directions(true))
     _keep_images_out(systems, sites)
     writer = Writer(program, graph, images)
@@ -208,9 +206,7 @@ def _keep_images_out(systems: Systems, sites: list[Apply]) -> None:
             systems.state(key, {unknown: 1})
 
 
-def _families(
-    program: Program, systems: Systems, sites: list[Apply], further: Mapping[Atoms, list[Unknown]] | None = None
-) -> list[Family]:
+def _families(program: Program, systems: Systems, sites: list[Apply], further: Mapping[Atoms, list[Unknown]] | None = None) -> list[Family]:
     """Solutions, as far as they reach a site: in reduced form with the sites' unknowns first, those that reach none come last."""
     first: dict[Atoms, list[Unknown]] = defaultdict(list)
     for step in sites:

@@ -89,7 +89,8 @@ def shift_defect() -> sp.Expr:
 def class_shifts(graph: ArchitectureGraph) -> tuple[ClassShift, ...]:
     """The shifts of the last linear map that exist but for what a logsumexp sees of its result.
 
-    Left out where anything but a view or a factor stands between the linear map and the logsumexp, or where it is not taken along the last axis.
+    Left out where anything but a view or a factor stands between the linear map and the logsumexp, or where it is taken along another axis
+    than the last.
 
     Examples
     --------
@@ -109,7 +110,7 @@ def class_shifts(graph: ArchitectureGraph) -> tuple[ClassShift, ...]:
         return ()
     exact = {family.actions for family in symmetries(graph)}
     program = lower(graph, dict.fromkeys(nodes, _absorbing))
-    found = []
+    found: list[ClassShift] = []
     for family in symmetries_of(program, graph):
         if family.actions not in exact and all(action.form == "shift" and not action.factors for action in family.actions):
             sites = [list(_sites(graph, action, nodes)) for action in family.actions]

@@ -6,7 +6,7 @@ into y -> y + t. Any other f misses that by its *defect*, the derivative of what
     scale    d/ds [f(e^s z) - e^s f(z)] = z f'(z) - f(z)
     shift    d/dt [f(z + t) - f(z) - t] = f'(z) - 1
 
-Only the functions are written down here; SymPy differentiates. Source: own (the general replacement law; `derivations/broken_symmetries.py`).
+Only the functions are written down here; SymPy differentiates. Source: own (`derivations/broken_symmetries.py`).
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def _shadow(equation: ModifiedEquation) -> Series:
 
 
 def _undone(missing: Series, before: Vector, made: Series) -> Series:
-    """X with X(b') - X(b) = missing: one step multiplies terms with d factors b by the d-th power of the buffer's memory, d from high to low."""
+    """X with X(b') - X(b) = missing: a step multiplies what has d factors b by the d-th power of the buffer's memory; d from high to low."""
     memory = made.terms.get((0, before), made.domain.zero)
     total = missing.times(0)
     for degree in range(missing.length, 0, -1):

@@ -5,8 +5,8 @@ every θ, and its derivative along x_1, ..., x_k (ξ affine with symmetric A, so
 
     ⟨ξ(θ), ∇^{k+1}f [x_1, ..., x_k]⟩ = - Σ_i ⟨A x_i, ∇^k f [..., x_{i-1}, x_{i+1}, ...]⟩ .
 
-So every term is a pairing of two elementary differentials by A, one derivative lower, and for a translation (A = 0) it vanishes: only weight
-decay moves such a charge. Source: own; to second order kunin2021neural.
+So every term is a pairing of two elementary differentials by A, one derivative lower, and for a translation (A = 0) it vanishes: only
+weight decay moves such a charge. Source: own; to second order kunin2021neural.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weight tying as explicit breaking: the symmetries of the network whose uses of a parameter are parameters of their own.
 
-Let a symmetry of that untied network move the first use of a shared parameter by ξ_1 and another by ξ_u. In the tied network it is taken to
-move the parameter by ξ_1, and all else as before. Since Σ_u ⟨ξ_u, g_u⟩ and the rest vanish together, g_u the gradient by one use, and the
-tied gradient is the sum of all g_u,
+Let a symmetry of that untied network move the uses of a shared parameter by ξ_u, the first of those that move by ξ_1. In the tied network
+it is taken to move the parameter by ξ_1, and all else as before. Since Σ_u ⟨ξ_u, g_u⟩ and the rest vanish together, g_u the gradient by one
+use, and the tied gradient is the sum of all g_u,
 
     ⟨ξ, ∇L⟩ = J = Σ_u ⟨ξ_1 - ξ_u, g_u⟩ ,
 
@@ -11,6 +11,7 @@ which vanishes where all uses move alike. Source: own.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from noetherflow.symbolic.actions import Action
@@ -21,12 +22,12 @@ from noetherflow.symbolic.symmetries import Symmetry
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A use of a shared parameter, other than the first, as a parameter of its own.
+    """A use of a shared parameter as a parameter of its own.
 
     Parameters
     ----------
     name : str
-        Of the parameter of its own.
+        Of the parameter of its own; the first use keeps that of the shared one.
     parameter, node : str
         What is used, and where.
     """
@@ -43,22 +44,36 @@ class UntiedSymmetry:
     Attributes
     ----------
     symmetry : Symmetry
-        Of the untied network; the first use of a shared parameter has the parameter's name.
+        Of the untied network.
     uses : tuple of Use
-        All other uses of shared parameters in the network.
+        Of all shared parameters in the network, in the order of computation.
     """
 
     symmetry: Symmetry
     uses: tuple[Use, ...]
 
     @property
-    def moved(self) -> tuple[Use, ...]:
-        """The uses at which it moves, or does not move along, what it moves elsewhere."""
-        return tuple(use for use in self.uses if not {use.name, use.parameter}.isdisjoint(self.symmetry.parameters))
+    def leading(self) -> dict[str, str]:
+        """Shared parameter that moves -> the use as which it moves in the tied network: the first of those that move."""
+        out: dict[str, str] = {}
+        for use in self.uses:
+            if use.name in self.symmetry.parameters:
+                out.setdefault(use.parameter, use.name)
+        return out
+
+    @property
+    def differing(self) -> tuple[Use, ...]:
+        """The uses that move in another way than the leading one."""
+        leading, actions = self.leading, self.symmetry.actions
+
+        def done(name: str) -> set[Action]:
+            return {replace(action, parameter="") for action in actions if action.parameter == name}
+
+        return tuple(use for use in self.uses if use.parameter in leading and done(use.name) != done(leading[use.parameter]))
 
 
 def untied(graph: ArchitectureGraph) -> tuple[ArchitectureGraph, tuple[Use, ...]]:
-    """The same graph with a parameter for every node that reads one, and the uses that were split off.
+    """The same graph with a parameter for every node that reads one, and the uses of the shared ones.
 
     Examples
     --------
@@ -67,25 +82,25 @@ def untied(graph: ArchitectureGraph) -> tuple[ArchitectureGraph, tuple[Use, ...]
     >>> _ = graph.add_operation("h", "linear", {"input": "x"}, {"weight": "w"}, shape=(8, 3))
     >>> _ = graph.add_operation("y", "linear", {"input": "h"}, {"weight": "w"}, shape=(8, 3))
     >>> [use.name for use in untied(graph)[1]]
-    ['w at y']
+    ['w', 'w at y']
     """
-    out, uses = ArchitectureGraph(), []
-    first: dict[str, str] = {}
+    out = ArchitectureGraph()
+    uses: dict[str, list[Use]] = defaultdict(list)
     for p in graph.parameters.values():
         out.add_parameter(p.name, p.shape, p.dtype, p.trainable)
     for node in graph.topological_order():
         data = graph.nodes[node]
         held = {}
         for slot, name in data["parameters"].items():
-            own = first.setdefault(name, node) == node
-            held[slot] = name if own else f"{name} at {node}"
-            if not own and held[slot] not in out.parameters:
+            if not uses[name] or uses[name][-1].node != node:
+                uses[name].append(Use(f"{name} at {node}" if uses[name] else name, name, node))
+            held[slot] = uses[name][-1].name
+            if held[slot] not in out.parameters:
                 p = graph.parameters[name]
                 out.add_parameter(held[slot], p.shape, p.dtype, p.trainable)
-                uses.append(Use(held[slot], name, node))
         kept = {key: data[key] for key in ("shape", "dtype", "module")}
         out.add_operation(node, data["operation"], graph.inputs_of(node), held, **kept, **data["attributes"])
-    return out, tuple(uses)
+    return out, tuple(use for some in uses.values() if len(some) > 1 for use in some)
 
 
 def untied_symmetries(graph: ArchitectureGraph) -> tuple[UntiedSymmetry, ...]:
@@ -103,17 +118,5 @@ def untied_symmetries(graph: ArchitectureGraph) -> tuple[UntiedSymmetry, ...]:
     split, uses = untied(graph)
     if not uses:
         return ()
-    found = []
-    for family in symmetries(split):
-        one = UntiedSymmetry(replace(family, number=len(found)), uses)
-        if any(not _alike(family, use) for use in one.moved):
-            found.append(one)
-    return tuple(found)
-
-
-def _alike(family: Symmetry, use: Use) -> bool:
-    """Whether a family does the same at a use as at the first."""
-    first, there = (
-        {replace(action, parameter="") for action in family.actions if action.parameter == name} for name in (use.parameter, use.name)
-    )
-    return first == there
+    found = [UntiedSymmetry(family, uses) for family in symmetries(split)]
+    return tuple(one for one in found if one.differing)

@@ -106,7 +106,6 @@ def logit_scale() -> nn.Module:
 
 READER = "a reader without bias behind a norm with bias: beta <- beta + w, W <- W - (W w)(1/g)^T / <1/g, beta>"
 GLUED = "a softmax along glued pieces: what is constant along them all passes, the rule carries it for a single piece only"
-WRITTEN = "a softmax written out averages the values, so that b_v <- b_v + v, b_o <- b_o - W_o v; known of torch's own attention only"
 TWO_WEIGHTS = "a constant behind two weights: b <- b + v, c <- c - W (g v)"
 POST = "x <- x + 1 (u x) in front of a norm that the readers beside it undo: 4; the same behind the norm, with its gain: 1"
 
@@ -126,9 +125,9 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     ATTENTION("attention_rotary_interleaved", partial(Attention, 4, 2, 4, rope="interleaved"), dimension=2 * 16 + 4 + 4),
     ATTENTION("attention_rotary_with_biases", partial(Attention, 4, 2, 4, rope="halves", bias=True), dimension=2 * 16 + 4 + 4 + 8),
     ATTENTION("attention_rotary_normed", partial(Attention, 4, 2, 4, rope="halves", norm="gain"), dimension=2 * 16 + 4 + 2),
-    ATTENTION("attention_written_out", partial(Attention, 4, scores="softmax", bias=True), dimension=16 + 4, missing=4, why=WRITTEN),
+    ATTENTION("attention_written_out", partial(Attention, 4, scores="softmax", bias=True), dimension=16 + 4 + 4),
     ATTENTION("attention_sigmoid", partial(Attention, 4, scores="sigmoid", bias=True), dimension=16),
-    ATTENTION("attention_capped", partial(Attention, 4, scores="softcap", bias=True), dimension=16, missing=4, why=WRITTEN),
+    ATTENTION("attention_capped", partial(Attention, 4, scores="softcap", bias=True), dimension=16 + 4),
     ATTENTION("attention_alibi", partial(Attention, 4, scores="alibi"), dimension=16),
     ATTENTION("attention_relative", partial(Attention, 4, scores="relative", positions=5, causal=False), dimension=16 + 10),
     ATTENTION(

@@ -171,3 +171,35 @@ class StackedExperts(nn.Module):
         """Shape (batch, width)."""
         y = torch.stack([expert(x) for expert in self.experts], -1)
         return (y * self.router(x).softmax(-1).unsqueeze(-2)).sum(-1)
+
+
+# --- recurrences
+
+
+class Unrolled(nn.Module):
+    """A recurrent net of three steps written out, its last state read: h <- activation(a h + b x)."""
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.a, self.b, self.c = nn.Linear(hidden, hidden, bias=False), nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, width), of inputs (batch, 3, width)."""
+        h = self.activation(self.b(x[:, 0]))
+        for t in (1, 2):
+            h = self.activation(self.a(h) + self.b(x[:, t]))
+        return self.c(h)
+
+
+class Recurrent(nn.Module):
+    """Embeddings, an LSTM or a GRU, a head on every state."""
+
+    def __init__(self, kind: type[nn.RNNBase], vocabulary: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.tokens, self.layer = nn.Embedding(vocabulary, width), kind(width, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, shape (batch, position, vocabulary)."""
+        return self.head(self.layer(self.tokens(tokens))[0])

@@ -90,32 +90,3 @@ class VisionTransformer(nn.Module):
         x = x + self.attention(self.norms[0](x))
         x = self.norms[2](x + self.feed(self.norms[1](x)))
         return self.head(x.mean(1))
-
-
-class Unrolled(nn.Module):
-    """A recurrent net of three steps written out, its last state read: h <- activation(a h + b x)."""
-
-    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.activation = activation
-        self.a, self.b, self.c = nn.Linear(hidden, hidden, bias=False), nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (batch, width), of inputs (batch, 3, width)."""
-        h = self.activation(self.b(x[:, 0]))
-        for t in (1, 2):
-            h = self.activation(self.a(h) + self.b(x[:, t]))
-        return self.c(h)
-
-
-class Recurrent(nn.Module):
-    """Embeddings, an LSTM or a GRU, a head on every state."""
-
-    def __init__(self, kind: type[nn.RNNBase], vocabulary: int, width: int, hidden: int) -> None:
-        super().__init__()
-        self.tokens, self.layer = nn.Embedding(vocabulary, width), kind(width, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, vocabulary)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits, shape (batch, position, vocabulary)."""
-        return self.head(self.layer(self.tokens(tokens))[0])
