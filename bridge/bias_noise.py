@@ -52,6 +52,9 @@ class BiasNoise:
     _per_reference: dict[str, Tensor] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._biases = {name: self.model.get_parameter(name) for names in self.uses.values() for name in names}
+
     def attach(self) -> None:
         """Put the hooks on."""
         for path, names in self.uses.items():
@@ -85,7 +88,7 @@ class BiasNoise:
         if result is None:
             return
         for name in names:
-            for node, start in users(result.grad_fn, self.model.get_parameter(name)):
+            for node, start in users(result.grad_fn, self._biases[name]):
                 node.register_prehook(partial(self._backward, name, node.name(), start, self.measuring))
 
     def _backward(self, name: str, kind: str, start: int, measured: bool, gradients: Sequence[Tensor | None]) -> None:
@@ -96,7 +99,7 @@ class BiasNoise:
             record.reference += float(gradient.square().mean(dtype=torch.float64))
             if measured:
                 rows = gradient.movedim(1 if kind.startswith("Convolution") else -1, 0).flatten(1).double()
-                size = self.model.get_parameter(name).numel()
+                size = self._biases[name].numel()
                 squares = rows.new_zeros(2, size)
                 squares[:, start : start + len(rows)] = torch.stack([rows.shape[1] * partial_squares(rows), rows.square().sum(1)])
                 record.squares = squares if record.squares is None else record.squares + squares

@@ -48,10 +48,12 @@ class Clipping:
     _before: dict[str, Tensor] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._parameters = {name: self.model.get_parameter(name) for name in self.names}
+
     def attach(self) -> None:
         """Put the hooks on."""
-        for name in self.names:
-            parameter = self.model.get_parameter(name)
+        for name, parameter in self._parameters.items():
             handle = parameter.register_post_accumulate_grad_hook(partial(self._keep, name))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
 
@@ -69,7 +71,7 @@ class Clipping:
         """What the gradients of some parameters were multiplied with since they accumulated; 1 if all are zero or were not seen."""
         product = size = 0.0
         for name in names:
-            before, gradient = self._before.get(name), self.model.get_parameter(name).grad
+            before, gradient = self._before.get(name), self._parameters[name].grad
             if before is not None and gradient is not None:
                 product += float((_sample(gradient) * before).sum())
                 size += float((before * before).sum())

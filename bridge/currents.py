@@ -103,6 +103,7 @@ def currents(
     target: Any = None,
     families: Iterable[Family] | None = None,
     clip_value: float | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Currents:
     """Predict what breaks every family on a batch, and measure it.
 
@@ -120,6 +121,8 @@ def currents(
     clip_value : float, optional
         Clip every entry of the gradient to this size first, as ``torch.nn.utils.clip_grad_value_`` does: ξ · (clipped - unclipped), summed
         over the clipped entries, comes on top.
+    kwargs : mapping, optional
+        Keyword inputs of the forward pass.
 
     Returns
     -------
@@ -141,13 +144,13 @@ def currents(
     """
     if loss is None:
         raise RunError("A current is measured on a gradient. Give loss='cross_entropy', 'mse', or a callable loss(output, target).")
-    graph = trace(model, *inputs, loss=loss)
+    graph = trace(model, *inputs, loss=loss, kwargs=kwargs)
     chosen = _all_families(graph) if families is None else list(families)
     nodes = dict.fromkeys(node for family in chosen for node in _nodes(family) if node in graph)
     wanted = [*nodes, *(producer for node in nodes for producer in graph.inputs_of(node).values())]
     readers = {site.reader for family in chosen if isinstance(family, ClassShift) for site in family.sites}
     wanted += [producer for node in readers for producer in graph.inputs_of(node).values()]
-    ran = replay(model, inputs, loss, target, values=wanted, pulled=list(nodes))
+    ran = replay(model, inputs, loss, target, kwargs=kwargs, values=wanted, pulled=list(nodes))
     there = Pass(graph, ran, {name: p.detach().double() for name, p in model.named_parameters()})
     gradients = {name: g.double() for name, g in ran.gradients(model).items()}
     return _compared(chosen, there, gradients, clip_value)

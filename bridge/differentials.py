@@ -118,7 +118,7 @@ def first_buffers(form: Form) -> tuple[sp.Expr, ...]:
     --------
     >>> from noetherflow.symbolic.rules import sgd_form
     >>> first_buffers(sgd_form(momentum=True, nesterov=False, maximize=False))
-    (g*tau/mu + lambda*tau*theta/mu,)
+    (lambda*tau*theta/mu + tau*g/mu,)
     """
     dampening = dict(form.hyperparameters).get("dampening", sp.Symbol("tau"))
     out = []
@@ -176,5 +176,5 @@ def _flat(point: Point) -> Tensor:
 
 
 def _named(flat: Tensor, like: Point) -> dict[str, Tensor]:
-    pieces = flat.split([tensor.numel() for tensor in like.values()])
+    pieces = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {name: piece.reshape(tensor.shape) for (name, tensor), piece in zip(like.items(), pieces, strict=True)}

@@ -6,7 +6,7 @@ name, whether a module or a function computes it. Every use of a parameter reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ def replay(
     loss: Loss,
     target: Any = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     values: Collection[str] = (),
     pulled: Collection[str] = (),
 ) -> Replay:
@@ -69,6 +70,8 @@ def replay(
         "cross_entropy" (classes on the last axis of logits, or axis 1 of images), "mse", or called as ``loss(output, target)``, or
         ``loss(output)`` where `target` is None.
     target : optional
+    kwargs : mapping, optional
+        Keyword inputs of the forward pass.
     values, pulled : collection of str
         Nodes whose value, and whose gradient, is wanted; names that the program lacks are passed over.
 
@@ -86,10 +89,10 @@ def replay(
     >>> tuple(ran.values["linear"].shape), tuple(ran.pulled["gelu"].shape), sorted(ran.uses)[0]
     ((4, 5), (4, 5), ('0.bias', 'linear'))
     """
-    given = inputs if target is None else (*inputs, target)
-    exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), given)
+    given, options = inputs if target is None else (*inputs, target), dict(kwargs or {})
+    exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), given, options)
     with torch.enable_grad():
-        return _Run(exported, model, frozenset(values), frozenset(pulled)).both(given)
+        return _Run(exported, model, frozenset(values), frozenset(pulled)).both(pytree.tree_leaves((given, options)))
 
 
 def _function(loss: Loss) -> Callable[..., Tensor]:
@@ -114,14 +117,14 @@ class _WithLoss(nn.Module):
         super().__init__()
         self.model, self.loss, self.with_target = model, loss, with_target
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         given, target = (inputs[:-1], inputs[-1:]) if self.with_target else (inputs, ())
-        return self.loss(first_tensor(self.model(*given)), *target)
+        return self.loss(first_tensor(self.model(*given, **options)), *target)
 
 
-def _exported(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def _exported(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(module, inputs, strict=False)
+        return torch.export.export(module, inputs, options, strict=False)
     except Exception as err:  # torch.export raises many types
         raise TraceError(f"torch.export could not trace the model with its loss: {err}. Check inputs, target and loss.") from err
 
@@ -138,9 +141,9 @@ class _Run(torch.fx.Interpreter):
         self._holding: dict[str, str] = {}  # placeholder -> parameter
         self._leaves: dict[tuple[str, str], Tensor] = {}
 
-    def both(self, inputs: tuple[Any, ...]) -> Replay:
+    def both(self, inputs: Iterable[Any]) -> Replay:
         """Forward and backward."""
-        given = iter(pytree.tree_leaves((inputs, {})))
+        given = iter(inputs)
         results = self.run(*[self._argument(spec, given) for spec in self._signature.input_specs])
         (loss,) = (
             result

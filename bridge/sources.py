@@ -47,6 +47,7 @@ class Sources:
     unseen: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._parameters = dict(self.model.named_parameters())
         own = {module: path for path, module in self.model.named_modules()}
         everywhere = self.model.named_modules(remove_duplicate=False)
         self._modules = {path: own[module] for path, module in everywhere}  # a shared module has one name here
@@ -120,7 +121,7 @@ class Sources:
 
     def _coarsening(self, law: Law, node: str) -> Tensor:
         """How much larger the squared roundoffs are where a module casts to something coarser than the law's parameters inside."""
-        own = max((self.model.get_parameter(name).dtype for name in law.symmetry.parameters), key=unit_roundoff)
+        own = max((self._parameters[name].dtype for name in law.symmetry.parameters), key=unit_roundoff)
         inside = max(own, self.capture.inside.get(node, own), key=unit_roundoff)
         sums = unit_roundoff(accumulation(inside)) / unit_roundoff(accumulation(own))
         elements = unit_roundoff(inside) / unit_roundoff(own)
@@ -162,7 +163,7 @@ class Sources:
         """Whether the law says that a bias has no gradient, and no normalisation tells what rounding makes of that."""
         symmetry = law.symmetry
         felt = symmetry.kind != "null" or any(site.node in self._nodes for site in symmetry.absorbers)
-        return not felt and self.model.get_parameter(symmetry.parameters[0]).dim() == 1
+        return not felt and self._parameters[symmetry.parameters[0]].dim() == 1
 
     def _bias_uses(self) -> dict[str, list[str]]:
         out: dict[str, list[str]] = {}

@@ -75,7 +75,7 @@ for g in f.values():
 # | tanh | $z\,(1 - \tanh^2 z) - \tanh z$ | of the sign of $-z$ |
 # | softplus | $-H(\sigma(z))$, the entropy of a coin with bias $\sigma(z)$ | never positive |
 #
-# All of them are bounded or fall off on both sides: far from zero every one of these functions is linear or constant.
+# All of them are bounded, as each of these functions is nearly linear or nearly constant far from zero.
 
 # %%
 normal = sp.exp(-(Z**2) / 2) / sp.sqrt(2 * sp.pi)

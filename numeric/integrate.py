@@ -1,7 +1,8 @@
 """Integration of smooth ordinary differential equations on flat vectors of parameters, to an error that does not show.
 
-One step of the midpoint rule in n substeps has an error in even powers of 1/n only (Gragg); over n = 2, 4, 6, 8 it is extrapolated to 1/n = 0,
-which leaves O(h^8) for 20 evaluations. Right-hand sides are expensive here (several passes through a network), so a high order pays.
+One step of the midpoint rule in n substeps has an error in even powers of 1/n only (Gragg); over n = 2, 4, 6, 8 it is extrapolated to
+1/n = 0, which leaves O(h^8) for 24 evaluations. Right-hand sides are expensive here (several passes through a network), so a high order
+pays.
 Source: hairer2006geometric, chapter II, for the symmetry of the rule; the extrapolation is Neville's.
 """
 

@@ -170,12 +170,12 @@ class _Search:
         moved = {leaf.identity: theirs.leaves[place].identity for place, leaf in mine.leaves.items() if place in theirs.leaves}
         if along & out.leaves.keys() or not all(identity in moved for identity in _needed(empty)):
             return None
-        bias = self._bias(step, out, theirs) if empty.biases else None
+        bias, indices = self._bias(step, out, theirs) or (None, ()) if empty.biases else (None, ())
         if empty.biases and bias is None:
             return None
         patterns = operand_patterns(step, row, 1 - number, self._ignored)
         weight = step.operands[1 - number].value.root, theirs.block
-        return Reader(weight, _renamed(empty, moved), *(bias or (None, ())), frozenset().union(*patterns))
+        return Reader(weight, _renamed(empty, moved), bias, indices, frozenset().union(*patterns))
 
     def _bias(self, step: Contract, out: Cell, weight: Cell) -> tuple[tuple[int, Block], tuple[tuple[Identity, Identity], ...]] | None:
         """The bias that is added to a reader's result and can take back a shift along the weight's free indices."""

@@ -35,7 +35,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.ignored import ignored_directions
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, Vector, solve, wanted_index_sets
-from noetherflow.symbolic.primitives import Apply, Program, Value
+from noetherflow.symbolic.primitives import Apply, Primitive, Program, Value
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import shift_equations
 from noetherflow.symbolic.symmetries import Symmetry
@@ -188,8 +188,8 @@ def _scales(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Itera
 def _shifts(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Iterator[BrokenSymmetry]:
     program, sites = _read(graph, functions, "shift", _linear)
     # Only a constant arrives at a site as one: what is ignored behind a linear function may depend on the data in front of it.
-    chosen = {id(step) for step in sites}
-    true = replace(program, steps=[replace(s, factor=None) if id(s) in chosen else s for s in program.steps])
+    curved: dict[int, Primitive] = {id(step): replace(step, factor=None) for step in sites}
+    true = replace(program, steps=[curved.get(id(s), s) for s in program.steps])
     systems, images = shift_equations(program, wanted_index_sets(program), ignored_directions(true))
     _keep_images_out(systems, sites)
     writer = Writer(program, graph, images)

@@ -13,7 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from noetherflow.symbolic.axes import AxisTable, Identity
-from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Primitive, Program, Term, cells, join_cells
+from noetherflow.symbolic.primitives import (
+    Add,
+    Apply,
+    Block,
+    Cell,
+    Contract,
+    Join,
+    Normalize,
+    Pin,
+    Primitive,
+    Program,
+    Term,
+    Turn,
+    cells,
+    join_cells,
+)
 
 Pattern = frozenset[Identity]
 Ignored = dict[tuple[int, Block], set[Pattern]]
@@ -72,13 +87,14 @@ def _seen_by(table: AxisTable, step: Primitive, ignored: Ignored) -> Iterator[tu
                     ((piece.root, cell), (step.whole.root, whole)) if step.glued else ((step.whole.root, whole), (piece.root, cell))
                 )
                 yield (source[0], source[1].block), _carried(target[1], source[1], ignored.get((target[0], target[1].block), set()))
-        case _:
-            term = (
-                step.operand
-                if hasattr(step, "operand")
-                else Term(step.value, tuple(str(i) if a else None for i, a in enumerate(step.value.axes)))
-            )
-            yield from ((_where(term, cell), set()) for (cell,) in cells(table, (term,)))
+        case Turn():
+            yield from _nothing(table, step.operand)
+        case Pin():
+            yield from _nothing(table, Term(step.value, tuple(str(i) if axis else None for i, axis in enumerate(step.value.axes))))
+
+
+def _nothing(table: AxisTable, term: Term) -> Iterator[tuple[tuple[int, Block], set[Pattern]]]:
+    yield from ((_where(term, cell), set()) for (cell,) in cells(table, (term,)))
 
 
 def _absorbed(table: AxisTable, step: Normalize) -> Iterator[tuple[tuple[int, Block], set[Pattern]]]:

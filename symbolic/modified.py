@@ -136,7 +136,7 @@ def modified_equation(form: Form, order: int, **values: Number) -> ModifiedEquat
     >>> modified_equation(plain, 3, weight_decay=0).field
     (-g, -H(g)/2, -H(H(g))/3 - D3f(g, g)/12)
     """
-    if not isinstance(order, int) or order < 1:
+    if order < 1 or order != int(order):
         raise RuleError(f"A modified equation needs a positive number of terms; got order={order!r}.", order=order)
     form = _with_values(form, values)
     step = _series_of(resolved(form, STEP), form, order)
@@ -227,7 +227,7 @@ def _shadow(equation: ModifiedEquation) -> Series:
         return theta
     if len(form.buffers) > 1:
         raise RuleError(f"Where a run of {form.name} starts on its flow is derived for rules with one buffer.", buffers=len(form.buffers))
-    before, after = form.buffers[0]
+    before, after = next(iter(form.buffers))
     made, flowed = _series_of(resolved(form, after), form, length), theta + _flow_step(equation.series)
     out = theta
     for power in range(1, length):
@@ -242,7 +242,7 @@ def _shadow(equation: ModifiedEquation) -> Series:
 
 
 def _undone(missing: Series, before: Vector, made: Series) -> Series:
-    """X with X(b') - X(b) = missing: a step multiplies what has d factors b by the d-th power of the buffer's memory; d from high to low."""
+    """X with X(b') - X(b) = missing: a step multiplies d factors b by the d-th power of the buffer's memory; d from high to low."""
     memory = made.terms.get((0, before), made.domain.zero)
     total = missing.times(0)
     for degree in range(missing.length, 0, -1):

@@ -344,7 +344,7 @@ def _containing(offset: Size, starts: Sequence[Size]) -> int:
 def _reaches(offset: Size, start: Size) -> bool:
     if isinstance(offset, int) and isinstance(start, int):
         return offset >= start
-    return sp.Ge(offset, start) == True  # noqa: E712  # a symbolic comparison may be undecided
+    return sp.Ge(offset, start) is sp.true  # a symbolic comparison may be undecided
 
 
 def _at(segments: Sequence[Segment], offset: Size) -> Segment:

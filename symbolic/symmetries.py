@@ -102,7 +102,7 @@ class Symmetry:
         if self.rotation:
             *spectators, n = self.sizes
             return multiply([*spectators, _rotations(n - 1 if self.centred else n)])
-        return multiply([size - (position in self.zero_mean) for position, size in enumerate(self.sizes)])
+        return multiply([size - int(position in self.zero_mean) for position, size in enumerate(self.sizes)])
 
     @cached_property
     def directions(self) -> Size:
@@ -169,7 +169,7 @@ class Symmetry:
             return direction.reshape([*self.sizes, self.sizes[-1]])
         if self.rotation:
             return _antisymmetric(direction.reshape([*self.sizes[:-1], -1]), self.sizes[-1], self.centred)
-        out = direction.reshape([size - (position in self.zero_mean) for position, size in enumerate(self.sizes)])
+        out = direction.reshape([size - int(position in self.zero_mean) for position, size in enumerate(self.sizes)])
         for axis in sorted(self.zero_mean):
             last = -out.sum(axis, keepdim=True)
             out = _appended(out, last, axis)

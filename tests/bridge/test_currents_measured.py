@@ -16,7 +16,7 @@ import noetherflow as nf
 from noetherflow.bridge.currents import Currents, along, currents
 from noetherflow.bridge.elementwise import evaluate
 from noetherflow.bridge.replay import replay
-from noetherflow.errors import GraphError, RunError
+from noetherflow.errors import GraphError, RunError, TraceError
 from noetherflow.symbolic import defects
 from noetherflow.symbolic.broken import BrokenSymmetry, broken_symmetries
 from noetherflow.symbolic.class_shifts import ClassShift
@@ -191,19 +191,32 @@ def test_tied_tables_are_moved_by_the_use_that_does_not_scale() -> None:
 
 
 def test_clipping_by_value_adds_what_it_cuts_off() -> None:
-    unclipped = measured("dropout")
-    limit = float(min(one.size for one in unclipped)) / 20
-    torch.manual_seed(0)
-    model, x, y = mlp(nn.ReLU()), torch.randn(16, 5), torch.randn(16, 3)
-    found = currents(model, x, loss="mse", target=y, clip_value=limit)
-    assert found.worst < EXACT
+    model, x, y, limit = mlp(nn.ReLU()), torch.randn(16, 5), torch.randn(16, 3), 0.01
+    (rescale,) = currents(model, x, loss="mse", target=y, clip_value=limit)
     F.mse_loss(model(x), y).backward()
     nn.utils.clip_grad_value_(model.parameters(), limit)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    (rescale,) = found
     by_torch = along(rescale.family, {name: p.detach() for name, p in model.named_parameters()}, gradients)
     assert float(by_torch.abs().amax()) > 1e-3 * rescale.size
-    assert torch.allclose(rescale.predicted, by_torch, rtol=0, atol=EXACT * rescale.size)
+    assert torch.allclose(rescale.measured, by_torch, rtol=0, atol=EXACT * rescale.size)
+    assert rescale.error < EXACT
+    (unclipped,) = currents(model, x, loss="mse", target=y)
+    assert float((unclipped.predicted - rescale.measured).abs().amax()) > 1e-3 * rescale.size
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(nn.GELU())
+
+        def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+            return self.net(x + shift)
+
+    model, x, y = Named(), torch.randn(16, 5), torch.randn(16, 3)
+    found = currents(model, x, loss="mse", target=y, kwargs={"shift": torch.ones(5)})
+    assert len(found) == 2
+    assert found.worst < EXACT
 
 
 # --- wrong ones
@@ -345,7 +358,7 @@ def test_families_of_another_batch_size_serve() -> None:
 
 @pytest.mark.parametrize(("loss", "message"), [(None, "measured on a gradient"), ("hinge", "Unknown loss")])
 def test_a_loss_is_needed(loss: Any, message: str) -> None:
-    with pytest.raises((RunError, nf.trace.__globals__["TraceError"]), match=message):
+    with pytest.raises((RunError, TraceError), match=message):
         currents(mlp(nn.GELU()), torch.randn(4, 5), loss=loss)
 
 

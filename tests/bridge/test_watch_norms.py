@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from support import zoo
 from support.cases import Block
 from support.nets import watched
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 import noetherflow as nf
 from noetherflow.bridge import capture
+from noetherflow.numeric import models
 from noetherflow.numeric.report import Report
 
 EPS = 1e-2
@@ -182,6 +184,42 @@ def test_every_dtype_is_within_its_bound_and_the_bound_is_not_loose(name: str, d
     moving = [f for f in report.families if f.residual > 0]
     assert moving
     assert all(f.ratio >= 1e-3 for f in moving), "the bound is more than a thousand times the residual"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "t5"])
+def test_models_of_transformers_hold_to_rounding(name: str, dtype: torch.dtype) -> None:
+    """Their RMSNorm casts to float32 inside, in a float64 model too: the laws it absorbs, and no others, hold to that."""
+    torch.manual_seed(0)
+    model, inputs, options = zoo.build(name)
+    logits = Block(lambda s, *tokens: s.inner(*tokens, **options).logits, inner=model).to(dtype)
+    optimizer = OPTIMIZERS["momentum and decay"](logits)
+    with nf.watch(logits, optimizer, "cross_entropy", inputs) as run:
+        for _ in range(12):
+            optimizer.zero_grad()
+            output = logits(torch.randint(0, zoo.VOCABULARY, inputs[0].shape))
+            F.cross_entropy(output.flatten(0, 1), torch.randint(0, zoo.VOCABULARY, output.shape[:2]).flatten()).backward()
+            nn.utils.clip_grad_norm_(logits.parameters(), 0.5)
+            optimizer.step()
+    report = run.report()
+    assert report.holds, report.sentence()
+    assert moved_by_eps(report)
+    assert all(f.ratio >= 1e-3 for f in report.families if f.residual > 0)
+    if dtype is torch.float64:
+        coarse = {f.name for f in report.families if f.kind != "null" and f.bound > 1e-11 * f.scale}
+        assert coarse == (set() if name == "gpt2" else set(moved_by_eps(report)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_registered_transformer_holds_on_real_images(dtype: torch.dtype) -> None:
+    model = models.build("transformer", seed=0, width=0.5).to(dtype)
+    optimizer = OPTIMIZERS["nesterov"](model)
+    batches = nf.data.fashion_mnist_subset().batches(8, 0, 20, models.MODELS["transformer"].image, dtype)
+    report = nf.verify(model, optimizer, batches, 20, clip=1.0)
+    assert report.holds, report.sentence()
+    assert {f.kind for f in report.families} == {"translation", "scale", "rescale", "linear", "null"}
+    assert all(f.ratio >= 1e-3 for f in report.families if f.residual > 0)
+    assert max(moved_by_eps(report).values()) > (1e6 if dtype is torch.float64 else 1)
 
 
 # --- what must be rejected

@@ -71,7 +71,7 @@ def test_the_integrator_is_of_eighth_order() -> None:
 
 def test_the_integrator_keeps_an_energy_and_refuses_no_steps() -> None:
     start = torch.tensor([1.5, 0.3], dtype=torch.float64)
-    end = integrate(lambda x: torch.stack([x[1], -x[0]]), start, 2 * math.pi, 12)
+    end = integrate(lambda x: torch.stack([x[1], -x[0]]), start, 2 * math.pi, 40)
     assert float((end - start).norm()) < 1e-11
     with pytest.raises(RunError, match="at least one step"):
         integrate(lambda x: x, start, 1.0, 0)

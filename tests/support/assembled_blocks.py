@@ -15,7 +15,7 @@ from support.blocks import EPS, Gated, Unit, WeightNorm, WrittenNorm, layer_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCKS: Final = ("norm", "attention", "gated", "residual", "weight_norm", "rotary", "chosen", "moved", "recurrent", "product")
+BLOCKS: Final = ("norm", "attention", "gated", "residual", "weight_norm", "rotary", "chosen", "moved", "recurrent", "product", "glued")
 
 
 class Residual(nn.Module):
@@ -231,3 +231,21 @@ def _product(network: Assembled, values: list[Tensor], step: Step) -> Run:
     equations = ("...i,...i->...", "...i,...j->...ij", "n...i,n...j->nij", "...i,...i->...i", "...ij,...kj->...ik")
     equation = equations[step.a % len(equations)]
     return lambda values: torch.einsum(equation, values[place], values[second])
+
+
+@makes("glued")
+def _glued(network: Assembled, values: list[Tensor], step: Step) -> Run:
+    """Two values side by side along the positions, as they are, averaged, or shifted by a parameter."""
+    place, x = read(values, step)
+    fitting = [n for n, v in enumerate(values) if x.dim() == v.dim() > 2 and (v.shape[:-2], v.shape[-1]) == (x.shape[:-2], x.shape[-1])]
+    if not fitting:
+        raise DoesNotFit
+    second, number = fitting[step.b % len(fitting)], network.weight(x.shape[-1])
+    functions: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+        lambda y, w: y,
+        lambda y, w: y + w,
+        lambda y, w: y.mean(-2) + w,
+        lambda y, w: F.scaled_dot_product_attention(y.detach(), y.detach(), y) + w,
+    )
+    chosen = functions[step.a % len(functions)]
+    return lambda values: chosen(torch.cat([values[place], values[second]], -2), network.weights[number])

@@ -28,7 +28,7 @@ def test_a_wrong_generator_of_a_real_model_is_seen() -> None:
     torch.manual_seed(0)
     model, inputs, keywords = zoo.build("llama")
     claimed = symmetries(trace(exact(model), *inputs, kwargs=keywords))
-    for layer in model.model.layers:
+    for layer in model.get_submodule("model.layers").children():
         layer.mlp.up_proj.register_forward_hook(lambda module, args, output: output.tanh())
     wrong = Judge(model, inputs, keywords).violations(claimed)
     assert {text.split(":")[0] for text in wrong} == {s.name for s in claimed if s.parameters[0].endswith("up_proj.weight")}
