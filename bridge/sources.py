@@ -47,7 +47,7 @@ class Sources:
     unseen: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._parameters = dict(self.model.named_parameters())
+        self._parameters = dict(self.model.named_parameters(remove_duplicate=False))
         own = {module: path for path, module in self.model.named_modules()}
         everywhere = self.model.named_modules(remove_duplicate=False)
         self._modules = {path: own[module] for path, module in everywhere}  # a shared module has one name here

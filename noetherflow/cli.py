@@ -59,7 +59,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _model_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--model", default="resnet18", choices=sorted(models.MODELS), help="network")
-    one.add_argument("--width", type=float, default=1.0, help="factor on the widths of a convolutional network")
+    one.add_argument("--width", type=float, default=1.0, help="factor on the widths of a convolutional network or the transformer")
     one.add_argument("--batch", type=int, default=16, help="images in a batch")
     one.add_argument("--loss", default="cross_entropy", choices=["cross_entropy", "mse"], help="loss; mse is taken against one-hot labels")
 
@@ -186,9 +186,9 @@ def _writable(folder: Path) -> Path:
 
 
 def _built(chosen: argparse.Namespace) -> tuple[torch.nn.Module, models.ModelSpec]:
-    widened = {"width": chosen.width} if chosen.model.startswith(("vgg", "resnet")) else {}
+    widened = {"width": chosen.width} if chosen.model.startswith(("vgg", "resnet", "transformer")) else {}
     if not widened and chosen.width != 1.0:
-        raise RunError(f"--width is for the convolutional networks; {chosen.model} has none.", model=chosen.model)
+        raise RunError(f"--width is for the convolutional networks and the transformer; {chosen.model} has none.", model=chosen.model)
     return models.build(chosen.model, seed=getattr(chosen, "seed", 0), **widened), models.MODELS[chosen.model]
 
 

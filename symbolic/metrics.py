@@ -1,7 +1,7 @@
 """Kinetic metrics: how a learning rule turns a gradient into a velocity, M(θ) θ' = -∇f, and what a generator's one-form Mξ is under them.
 
-Along any such flow an invariance gives the constraint ⟨Mξ, θ'⟩ = -⟨ξ, ∇f⟩ = 0. It is the conservation of a charge Q, ∇Q = Mξ, exactly if Mξ is
-closed (`noetherflow.symbolic.survival`). A metric says here what M does to the entries of a generator, and what else it depends on:
+Along any such flow an invariance gives the constraint ⟨Mξ, θ'⟩ = -⟨ξ, ∇f⟩ = 0. It is the conservation of a charge Q, ∇Q = Mξ, exactly if
+Mξ is closed (`noetherflow.symbolic.survival`). A metric says here what M does to the entries of a generator, and what else it depends on:
 
     Euclidean   M = 1                                   gradient flow
     Diagonal    M = c_P on each parameter P             step sizes of parameter groups: c = 1/η
@@ -171,7 +171,7 @@ class Adaptive:
         return self.entry.xreplace({ARGUMENT: _like("v", entry)}) * change
 
     def states(self, component: Component) -> Sequence[sp.Expr]:
-        """v at the entry."""
+        """The running average v at the entry."""
         return (_like("v", component[0]),)
 
 
@@ -192,4 +192,6 @@ def Adam() -> Adaptive:
 
 def _like(name: str, entry: sp.Expr) -> sp.Expr:
     """A quantity with the shape of a parameter."""
-    return sp.IndexedBase(f"{name}_{entry.base}")[entry.indices] if isinstance(entry, sp.Indexed) else sp.Symbol(f"{name}_{entry}", real=True)
+    return (
+        sp.IndexedBase(f"{name}_{entry.base}")[entry.indices] if isinstance(entry, sp.Indexed) else sp.Symbol(f"{name}_{entry}", real=True)
+    )

@@ -1,8 +1,8 @@
 """Which charges survive a metric: the one-form Mξ is closed and integrated, or it stays a constraint on velocities, with its curvature.
 
-A family of generators with free coefficients survives as a whole, or in a part: of a matrix family those with symmetric X, or with diagonal X
-alone. The parts are tried from the largest down, by curvature; nothing is looked up. Where each generator moves one entry alone, the
-constraint is d θ'_e = 0 with some d > 0; a coefficient may depend on the state, and 1/d makes the one-form closed under any diagonal metric.
+A family of generators with free coefficients survives as a whole, or in a part: of a matrix family those with symmetric X, or with
+diagonal X alone. The parts are tried from the largest down, by curvature; nothing is looked up. Where each generator moves one entry alone,
+the constraint is d θ'_e = 0 with some d > 0; a coefficient may depend on the state, and 1/d closes the one-form under any diagonal metric.
 
 Source: own (Poincaré's lemma on entries); marcotte2024keep for mirror flows.
 """
@@ -93,11 +93,11 @@ def survives(symmetry: Symmetry, metric: Metric) -> Charge | Constraint:
     >>> from noetherflow.symbolic.graph import ArchitectureGraph
     >>> from noetherflow.symbolic.metrics import Adam, ENTROPY, Euclidean, Mirror
     >>> graph = ArchitectureGraph()
-    >>> graph.add_parameter("w", (4, 2)); graph.add_parameter("u", (1, 4))
+    >>> w, u = graph.add_parameter("w", (4, 2)), graph.add_parameter("u", (3, 4))
     >>> x = graph.add_operation("x", "input", shape=(8, 2))
     >>> h = graph.add_operation("h", "linear", {"input": x}, {"weight": "w"}, shape=(8, 4))
     >>> a = graph.add_operation("a", "relu", {"input": h}, shape=(8, 4))
-    >>> y = graph.add_operation("y", "linear", {"input": a}, {"weight": "u"}, shape=(8, 1))
+    >>> y = graph.add_operation("y", "linear", {"input": a}, {"weight": "u"}, shape=(8, 3))
     >>> end = graph.add_operation("end", "output", {"0": y})
     >>> (rescale,) = symmetries(graph)
     >>> for metric in (Euclidean(), Mirror(ENTROPY), Adam()):
