@@ -18,6 +18,10 @@ from torch.nn import functional as F
 BLOCKS: Final = ("norm", "attention", "gated", "residual", "weight_norm", "rotary", "chosen", "moved", "recurrent", "product", "glued")
 
 
+# A block as wide as its input may bear GL(width): a few points of parameter space must suffice to tell its generators apart.
+WIDEST: Final = 8
+
+
 class Residual(nn.Module):
     """x + branch(norm(x)), or norm(x + branch(x))."""
 
@@ -131,7 +135,7 @@ def _any_attention(x: Tensor, step: Step) -> Attention:
 @makes("attention")
 def _attention(network: Assembled, values: list[Tensor], step: Step) -> Run:
     place, x = read(values, step)
-    if x.dim() < 3:
+    if x.dim() < 3 or x.shape[-1] > WIDEST:
         raise DoesNotFit
     return part_run(network, network.keep(_any_attention(x, step)), place)
 
@@ -160,6 +164,8 @@ def _gated(network: Assembled, values: list[Tensor], step: Step) -> Run:
 def _residual(network: Assembled, values: list[Tensor], step: Step) -> Run:
     place, x = read(values, step)
     width, hidden, bias = x.shape[-1], 1 + step.b % 3, step.c % 2 == 0
+    if width > WIDEST:
+        raise DoesNotFit
     norms = (nn.Identity, lambda: rms_norm(width), lambda: layer_norm(width), lambda: rms_norm(width, gain=False))
     middle = (nn.ReLU, nn.GELU, nn.Identity)[step.a // 4 % 3]
     branches: tuple[Callable[[], nn.Module], ...] = (
