@@ -81,8 +81,7 @@ class _Search:
             case Contract() if step.linear:
                 rows = list(cells(self.table, (step.out, *step.operands)))
                 for number in range(len(step.operands)):
-                    for row in rows:
-                        self._contract(step, row, number)
+                    self._contract(step, rows, number)
                     self.found.extend(self._readers(step, rows, number))
             case Add():
                 for row in cells(self.table, (step.out, *step.operands)):
@@ -109,21 +108,29 @@ class _Search:
             if whole and along:
                 self._empty[step.out.value.root, out.block] = Empty(along)
 
-    def _contract(self, step: Contract, row: Sequence[Cell], number: int) -> None:
+    def _contract(self, step: Contract, rows: Sequence[Sequence[Cell]], number: int) -> None:
+        """A block of the result is empty if all blocks that are summed into it are, in the same direction."""
+        found: dict[Block, list[Empty | None]] = defaultdict(list)
+        for row in rows:
+            found[row[0].block].append(self._passed(step, row, number))
+        for block, (first, *others) in found.items():
+            if first is not None and all(other == first for other in others):
+                self._empty[step.out.value.root, block] = first
+
+    def _passed(self, step: Contract, row: Sequence[Cell], number: int) -> Empty | None:
         out, mine, term = row[0], row[1 + number], step.operands[number]
         empty = self._empty.get((term.value.root, mine.block))
         if empty is None:
-            return
+            return None
         along = {place for place, leaf in mine.leaves.items() if leaf.identity in empty.along}
         if len(step.operands) == 1 or not any(cell.leaves.keys() & along for i, cell in enumerate(row[1:]) if i != number):
             averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
-            if averaged or not empty.biases:  # only an average leaves a bias as it is
-                self._pass((term.value.root, mine), (step.out.value.root, out))
-        elif len(step.operands) == 2:
-            other, theirs = step.operands[1 - number], row[2 - number]
-            if other.value.parameter is not None and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():
-                gain = (other.value.root, theirs.block, _indices(theirs, mine))
-                self._pass((term.value.root, mine), (step.out.value.root, out), gain)
+            return _moved(empty, mine, out) if averaged or not empty.biases else None  # only an average leaves a bias as it is
+        other, theirs = step.operands[1 - number], row[2 - number]
+        if len(step.operands) == 2 and other.value.parameter and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():
+            gain = (other.value.root, theirs.block, _indices(theirs, mine))
+            return _moved(replace(empty, gains=(*empty.gains, gain)), mine, out)
+        return None
 
     def _add(self, step: Add, row: Sequence[Cell]) -> None:
         out, *operands = row
@@ -133,21 +140,17 @@ class _Search:
         (number,) = carrying
         mine, theirs, bias = operands[number], operands[1 - number], step.operands[1 - number].value
         if bias.parameter is not None and theirs.leaves.keys() <= mine.leaves.keys():
-            self._pass(
-                (step.operands[number].value.root, mine), (step.out.value.root, out), bias=(bias.root, theirs.block, _indices(theirs, mine))
-            )
+            empty = self._empty[step.operands[number].value.root, mine.block]
+            added = (bias.root, theirs.block, _indices(theirs, mine))
+            moved = _moved(replace(empty, biases=(*empty.biases, (added, len(empty.gains)))), mine, out)
+            if moved is not None:
+                self._empty[step.out.value.root, out.block] = moved
 
-    def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell], gain: Dressed | None = None, bias: Dressed | None = None) -> None:
-        empty, there = self._empty.get((source[0], source[1].block)), target[1].leaves
-        if empty is None:
-            return
-        if gain is not None:
-            empty = replace(empty, gains=(*empty.gains, gain))
-        if bias is not None:
-            empty = replace(empty, biases=(*empty.biases, (bias, len(empty.gains))))
-        moved = {leaf.identity: there[place].identity for place, leaf in source[1].leaves.items() if place in there}
-        if all(identity in moved for identity in _needed(empty)):
-            self._empty[target[0], target[1].block] = _renamed(empty, moved)
+    def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell]) -> None:
+        empty = self._empty.get((source[0], source[1].block))
+        moved = _moved(empty, source[1], target[1]) if empty is not None else None
+        if moved is not None:
+            self._empty[target[0], target[1].block] = moved
 
     def _readers(self, step: Contract, rows: Sequence[Sequence[Cell]], number: int) -> Iterator[Reader]:
         """Blocks of a weight that meet the same empty direction wherever they are used."""
@@ -200,6 +203,12 @@ def _needed(empty: Empty) -> Iterator[Identity]:
     yield from empty.along
     for _, _, indices in (*empty.gains, *(bias for bias, _ in empty.biases)):
         yield from (theirs for _, theirs in indices)
+
+
+def _moved(empty: Empty, source: Cell, target: Cell) -> Empty | None:
+    """The same direction in the indices of another tensor; None if it lacks one of them."""
+    moved = {leaf.identity: target.leaves[place].identity for place, leaf in source.leaves.items() if place in target.leaves}
+    return _renamed(empty, moved) if all(identity in moved for identity in _needed(empty)) else None
 
 
 def _renamed(empty: Empty, moved: dict[Identity, Identity]) -> Empty:

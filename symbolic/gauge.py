@@ -74,22 +74,23 @@ def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     wanted, ignored = wanted_index_sets(program), ignored_directions(program)
     shifts = _shift_families(program, wanted, ignored)
     writer = Writer(program, graph, shifts.images)
-    by_shift = [writer.shift(family) for family in shifts.families]
-    members = by_shift + _scales_and_rotations(program, wanted, writer, by_shift) + [writer.reader(r) for r in readers(program, ignored)]
+    members = [writer.shift(family) for family in shifts.families]
+    members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in readers(program, ignored))]
+    null = {(a.parameter, a.patch) for s in members if s.kind == "null" for a in s.actions}
+    new = (s for s in members if s.dimension != 0 and (s.kind == "null" or any((a.parameter, a.patch) not in null for a in s.actions)))
     order = {name: i for i, name in enumerate(graph.parameters)}
-    found = sorted((s for s in members if s.dimension != 0), key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
+    found = sorted(new, key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
     return Symmetries([replace(s, number=i) for i, s in enumerate(found)], program.opaque, writer.axis_classes())
 
 
-def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Writer, by_shift: Sequence[Symmetry]) -> list[Symmetry]:
-    """Scales, each as the matrices whose diagonal it is where there are some, and rotations; nothing that moves null parameters only."""
+def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Writer) -> list[Symmetry]:
+    """Scales, each as the matrices whose diagonal it is where there are some, and rotations."""
     matrices = algebras(program)
     families = _families(program, scale_equations(program, wanted))
     larger = [matrix_index(program, matrices, family) for family in families]
     scales = [writer.scale(family, algebra) for family, algebra in zip(families, larger, strict=True)]
     rotations = [writer.rotation(algebra) for algebra in matrices if not any(algebra is used for used in larger)]
-    unseen = {(a.parameter, a.patch) for s in by_shift if s.kind == "null" for a in s.actions}
-    return [s for s in scales if not all((a.parameter, a.patch) in unseen for a in s.actions)] + rotations
+    return scales + rotations
 
 
 def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) -> Program:

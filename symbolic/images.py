@@ -42,7 +42,7 @@ class Image:
     @property
     def tag(self) -> Identity:
         """What marks the image among the indices of an unknown."""
-        return (IMAGE, self.weight, str(sorted(map(str, self.block))))
+        return (IMAGE, self.weight, str(sorted(map(str, self.block))), str(sorted(map(str, self.arguments))))
 
 
 @dataclass
@@ -87,6 +87,17 @@ class Images:
         for tag, held in self._on(term.value.root, cell):
             if not any(not pattern & held.places.keys() for pattern in patterns):
                 self._pass(systems, tag, held, (term.value.root, cell), (step.out.value.root, row[0]), sp.S.One if averaged else None)
+
+    def average(self, systems: Systems, step: Contract, rows: Sequence[Sequence[Cell]]) -> None:
+        """What is averaged must bear an image wherever it is averaged: the mean of a shifted and an unshifted part is neither."""
+        number = 0 if len(step.operands) == 1 and step.uniform else step.averaged
+        if number is None:
+            return
+        root = step.operands[number].value.root
+        for row in rows:
+            for tag, held in self._on(step.out.value.root, row[0]):
+                if tag not in self._held.get((root, row[1 + number].block), {}):
+                    self._stop(systems, tag, held, step.out.value.root, row[0])
 
     def carry(self, systems: Systems, root: int, cell: Cell, out_root: int, out: Cell, factor: sp.Rational | None) -> None:
         """Images in front of a function of every element."""

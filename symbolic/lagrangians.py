@@ -101,7 +101,8 @@ class Lagrangian:
     @cached_property
     def accelerations(self) -> tuple[sp.Symbol, ...]:
         """Symbols for v'."""
-        return sp.symbols(f"a_:{len(self.coordinates)}", real=True)
+        made: tuple[sp.Symbol, ...] = sp.symbols(f"a_:{len(self.coordinates)}", real=True)
+        return made
 
     @cached_property
     def equations(self) -> tuple[sp.Expr, ...]:

@@ -59,7 +59,8 @@ class _Shifts:
     movable: set[int]
 
     def contract(self, systems: Systems, table: AxisTable, step: Contract) -> None:
-        for row in cells(table, (step.out, *step.operands)):
+        rows = list(cells(table, (step.out, *step.operands)))
+        for row in rows:
             total: Total = {where: [] for where in systems.positions(row)}
             for number in range(len(step.operands)):
                 patterns = operand_patterns(step, row, number, self.ignored)
@@ -68,6 +69,7 @@ class _Shifts:
             for (key, chosen), parts in total.items():
                 out = unknown_of(systems, step.out.value, row[0], chosen)
                 systems.state(key, summed([(out, 1), *((u, -c) for u, c in parts)]))
+        self.images.average(systems, step, rows)
 
     def _operand(
         self, systems: Systems, step: Contract, row: Sequence[Cell], number: int, patterns: set[frozenset[Identity]], total: Total

@@ -52,7 +52,7 @@ class Symmetry:
     ----------
     kind : str
         'rescale' (scales that compensate), 'scale' (a scale that nothing sees), 'translation', 'null' (a parameter whose gradient
-        vanishes identically), 'linear' (GL(n)), 'orthogonal' (rotations), 'complex' (rotations of pairs, the phases that RoPE leaves free),
+        vanishes identically), 'linear' (GL(n)), 'rotation', 'complex' (rotations of pairs, the phases that RoPE leaves free),
         'affine' (a shift that biases take back behind a weight). The last three have no charge.
     indices : tuple of (str, size)
         The indices that the coefficients run over; names are display letters.
@@ -81,7 +81,7 @@ class Symmetry:
     @property
     def rotation(self) -> bool:
         """Whether the family consists of rotations."""
-        return self.kind in ("orthogonal", "complex")
+        return self.kind in ("rotation", "complex")
 
     @property
     def breaking(self) -> tuple[Absorber, ...]:

@@ -56,7 +56,7 @@ class Writer:
         atoms = (*algebra.spectators, algebra.atom)
         turned = [(c, dressing) for c, (_, dressing) in algebra.members.items() if c.root in self._names]
         actions = self._sorted([self._turned(carrier, dressing, atoms) for carrier, dressing in turned])
-        return Symmetry("complex" if algebra.pairs else "orthogonal", self._indices(atoms), actions, centred=algebra.centred)
+        return Symmetry("complex" if algebra.pairs else "rotation", self._indices(atoms), actions, centred=algebra.centred)
 
     def reader(self, reader: Reader) -> Symmetry:
         """What a weight may do along a direction that a normalisation leaves empty."""

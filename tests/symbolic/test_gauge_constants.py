@@ -82,6 +82,7 @@ HALVES: tuple[tuple[str, Function, Callable[[], dict[str, Any]], set[tuple[str, 
         parts,
         {("n.bias", "b.bias"), ("b.weight", "b.bias")},
     ),
+    ("the_mean_of_a_normed_half", lambda s, x: s.b(torch.cat([s.n(h := s.a(x)), h], 1).mean(1)), parts, {("b.weight", "b.bias")}),
     (
         "one_half_behind_a_weight",
         lambda s, x: (torch.cat([F.linear(h := s.a(x), s.w), h[..., :5]], 1) + s.c).relu(),

@@ -86,7 +86,7 @@ def test_curvature_is_that_of_the_textbook() -> None:
 
 
 def test_the_euclidean_metric_agrees_with_the_laws(deep: tuple[Symmetry, ...]) -> None:
-    assert {s.kind for s in deep} >= {"linear", "affine", "translation", "scale", "rescale", "orthogonal"}
+    assert {s.kind for s in deep} >= {"linear", "affine", "translation", "scale", "rescale", "rotation"}
     for symmetry in deep:
         found = survives(symmetry, Euclidean())
         assert isinstance(found, Charge) == (charge_count(symmetry) != 0), symmetry.name
@@ -97,7 +97,7 @@ def test_the_euclidean_metric_agrees_with_the_laws(deep: tuple[Symmetry, ...]) -
 
 
 def test_rotations_have_no_charge_under_any_metric(deep: tuple[Symmetry, ...]) -> None:
-    rotation = of_kind(deep, "orthogonal")
+    rotation = of_kind(deep, "rotation")
     for metric in (Euclidean(), Diagonal({"b.weight": 2}), GENERAL, Natural(), Adam()):
         found = survives(rotation, metric)
         assert isinstance(found, Constraint)

@@ -213,7 +213,7 @@ def one_norm(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("operation", "function", "kind"),
-    [("rotary", wrongly_turned, "complex"), ("rms_norm", layer_norm, "orthogonal"), ("unit_norm", one_norm, "orthogonal")],
+    [("rotary", wrongly_turned, "complex"), ("rms_norm", layer_norm, "rotation"), ("unit_norm", one_norm, "rotation")],
 )
 def test_a_rotation_claimed_of_another_operation_is_seen(operation: str, function: Callable[..., Tensor], kind: str) -> None:
     """Negative control: what a rule passes, held against an operation that is like its own but not the same."""
