@@ -30,10 +30,11 @@ from support.torchvision_stub import torchvision_or_stub  # noqa: E402
 TOKENS = 16
 HEAD = """# Real models
 
-Built on the meta device from their configurations at real size, random weights, traced through `torch.export` in training form ({tokens} tokens
-or one image). *Opaque*: operations on a path from a parameter to an output that nothing was allowed through. *Generators*: dimension of the
-group of all continuous symmetries found, of the outputs (no loss). *Charges*: those that gradient descent conserves in the flow limit; rotations,
-phases and affine shifts have none. Seconds: `torch.export` and reading it, then deriving symmetries, then laws for SGD. One core of two shared ones.
+Built on the meta device from their configurations at real size, random weights, traced through `torch.export` in training form ({tokens}
+tokens or an image). *Opaque*: operations on a path from a parameter to an output that nothing was allowed through. *Generators*: dimension
+of the group of all continuous symmetries found, of the outputs (no loss). *Charges*: those that gradient descent conserves in the limit of
+small steps; rotations, phases and affine shifts have none. Seconds on one core of two that are shared with other work: `torch.export` and
+reading it, then deriving symmetries, then laws for SGD.
 
 Every generator of the same architectures at small size is checked on the model itself in float64, infinitesimally and as a finite
 transformation (`tests/symbolic/test_real_models.py`). Made by `python benchmarks/zoo.py`.
@@ -57,7 +58,7 @@ def language(kind: str, head: str = "ForCausalLM", further: dict[str, Any] | Non
 
         config = getattr(transformers, f"{kind}Config")(use_cache=False, **configuration)
         tokens = torch.zeros(1, TOKENS, dtype=torch.long)
-        keywords = {name: tokens for name in (further or {})}
+        keywords = dict.fromkeys(further or {}, tokens)
         return getattr(transformers, f"{kind}{head}")(config), (tokens,), keywords
 
     return build
@@ -82,7 +83,13 @@ def timm(name: str, **options: Any) -> Callable[[], Any]:
     return build
 
 
-LLAMA = {"intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+LLAMA = {
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
 ZOO = (
     Specimen("GPT-2 (124M)", language("GPT2", "LMHeadModel", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
     Specimen("Llama-3-70B", language("Llama", hidden_size=8192, num_hidden_layers=80, **LLAMA)),
@@ -129,7 +136,8 @@ def main() -> None:
     zoo = [specimen for specimen in ZOO if chosen.only.lower() in specimen.name.lower()]
     rows = [row(specimen) for specimen in shown(zoo, "deriving", total=len(zoo))]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    text = HEAD.format(tokens=TOKENS) + "\n".join(rows) + f"\n\ntorch {torch.__version__}; largest memory of the whole run {memory:.1f} GiB.\n"
+    tail = f"\n\ntorch {torch.__version__}; largest memory of the whole run {memory:.1f} GiB.\n"
+    text = HEAD.format(tokens=TOKENS) + "\n".join(rows) + tail
     chosen.output.write_text(text)
     print(text)
 
