@@ -31,6 +31,30 @@ DISCRETIZATION, EXPLICIT, MOMENTUM, METRIC = "discretization", "explicit_breakin
 
 
 @dataclass(frozen=True)
+class Breaking:
+    """A measured source: how far a vector d of a step departs from being a multiple of its companion L (kinetic symmetry breaking).
+
+    Attributes
+    ----------
+    symbol : sympy.Symbol
+        S = ⟨ξ, d⟩ - gain · ⟨ξ, L⟩, of one parameter group.
+    gain : sympy.Expr
+        Any number: one symbol for all, times a factor in hyper-parameters where groups differ.
+    vector : Vector
+        d, as the group's form names it.
+    companion : sympy.Expr
+        L, a linear combination of that form's vectors.
+    group : int
+    """
+
+    symbol: sp.Symbol
+    gain: sp.Expr
+    vector: Vector
+    companion: sp.Expr
+    group: int
+
+
+@dataclass(frozen=True)
 class Balance:
     """One step of a charge and of the pairings it needs, as SymPy expressions split by mechanism.
 
@@ -53,6 +77,8 @@ class Balance:
         K = Σ weights[p] ⟨ξ, b⟩_p.
     closed : bool
         False: K is measured before each step instead of being carried (the groups' momenta differ).
+    breaking : tuple of Breaking
+        Sources of a step that is not linear in the gradients.
     """
 
     forms: tuple[Form, ...]
@@ -64,6 +90,7 @@ class Balance:
     momentum_in_charge: Mapping[sp.Symbol, sp.Expr]
     momentum_weights: Mapping[sp.Symbol, tuple[sp.Expr, ...]]
     closed: bool
+    breaking: tuple[Breaking, ...] = ()
 
     @property
     def equations(self) -> tuple[sp.Eq, ...]:

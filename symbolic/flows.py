@@ -46,4 +46,4 @@ def _ratios(balance: Balance, rate: sp.Symbol) -> dict[sp.Symbol, sp.Expr]:
 
 def _at_rest(balance: Balance, k: sp.Symbol, ratios: dict[sp.Symbol, sp.Expr], rate: sp.Symbol) -> sp.Expr:
     terms = sp.expand(sp.Add(*balance.momentum_terms[k].values()).xreplace(ratios)).coeff(rate, 0)
-    return terms / (1 - balance.momentum_factor[k])
+    return terms / (1 - balance.momentum_factor[k].xreplace(ratios).subs(rate, 0))

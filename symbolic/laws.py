@@ -19,6 +19,8 @@ from noetherflow.symbolic.charges import charge, charge_count, formula, is_linea
 from noetherflow.symbolic.flows import gradient_flow
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
+from noetherflow.symbolic.kinetic_balance import derive_kinetic_balance
+from noetherflow.symbolic.nonlinear import is_linear as is_linear_form
 from noetherflow.symbolic.rules import SGD, Rule
 from noetherflow.symbolic.solutions import Solution, solve_homogeneous
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
@@ -181,7 +183,10 @@ def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:
         )
     groups = tuple(dict.fromkeys(g for g in group_of.values() if g is not None))
     forms = tuple(rule.groups[g].form for g in groups)
-    balance = derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups))
+    if all(is_linear_form(form) for form in forms):
+        balance = derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups))
+    else:
+        balance = derive_kinetic_balance(forms, is_linear(symmetry))
     return Law(symmetry, rule, {name: g for name, g in group_of.items() if g is not None}, balance)
 
 
