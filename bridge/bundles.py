@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import sympy as sp
+import torch
+from torch import Tensor
 
 from noetherflow.bridge.printing import Compiled, compile_expressions
 from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.balance import CHARGE, CURRENT, Balance
+from noetherflow.symbolic.kinetic_balance import GAIN
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.pairings import Inner
 from noetherflow.symbolic.rules import Form
@@ -81,15 +84,31 @@ class Bundle:
 
     @cached_property
     def response(self) -> Compiled:
-        """Derivatives of the step by the charge, the momenta and the current: how errors travel."""
+        """Derivatives of the step by the charge, the momenta, the current and measured sources: how errors travel."""
         balance = self.balance
         charge = sp.Add(CHARGE, *balance.charge_terms.values())
         out: dict[tuple[str, ...], sp.Expr] = {("charge", "charge"): sp.diff(charge, CHARGE)}
         out["charge", "current"] = sp.diff(charge, CURRENT)
+        out |= {("charge", source.symbol.name): sp.diff(charge, source.symbol) for source in balance.breaking}
         for k in balance.momenta:
             terms = sp.Add(*balance.momentum_terms[k].values())
             out |= {("charge", k.name): balance.momentum_in_charge[k], (k.name, k.name): balance.momentum_factor[k]}
             out |= {(k.name, "charge"): sp.diff(terms, CHARGE), (k.name, "current"): sp.diff(terms, CURRENT)}
+            out |= {(k.name, source.symbol.name): sp.diff(terms, source.symbol) for source in balance.breaking}
+        return compile_expressions(out)
+
+    @property
+    def kinetic(self) -> bool:
+        """Whether the steps are not linear in the gradients, so that sources are measured."""
+        return bool(self.balance.breaking)
+
+    @cached_property
+    def gains(self) -> Compiled:
+        """Slope and offset of each source's gain in the one number that is free."""
+        out: dict[tuple[str, ...], sp.Expr] = {}
+        for source in self.balance.breaking:
+            out["slope", source.symbol.name] = sp.cancel(sp.diff(source.gain, GAIN))
+            out["offset", source.symbol.name] = sp.cancel(source.gain.subs(GAIN, 0))
         return compile_expressions(out)
 
     @cached_property
@@ -135,3 +154,15 @@ def bundle(laws: Sequence[Law]) -> tuple[Bundle, ...]:
     for law in laws:
         found.setdefault((id(law.balance), law.groups, law.symmetry.matrix), []).append(law)
     return tuple(Bundle(tuple(members), members[0].balance, members[0].groups) for members in found.values())
+
+
+def spread(b: Bundle, absolute: Tensor) -> Tensor:
+    """For matrices: |Q[i, j]| is at most the root of the diagonal entries' product."""
+    if not b.matrix:
+        return absolute
+    out = torch.empty_like(absolute)
+    for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
+        n = int(law.symmetry.sizes[-1])
+        diagonal = absolute[start:stop].reshape(-1, n, n).diagonal(dim1=-2, dim2=-1).sqrt()
+        out[start:stop] = (diagonal.unsqueeze(-1) * diagonal.unsqueeze(-2)).reshape(-1)
+    return out

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
+from torch import Tensor
+
 from noetherflow.errors import NoetherflowError
 
-__all__ = ["Fold", "KernelError", "Layout", "Request", "check", "plan_fold", "plan_layout"]
+__all__ = ["Entrywise", "Fold", "KernelError", "Layout", "Request", "check", "plan_fold", "plan_layout"]
 
 T = TypeVar("T")
 
@@ -50,6 +52,36 @@ class Request:
     x: str
     y: str | None = None
     keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entrywise(Mapping[str, float]):
+    """A vector that is a function of tensors, entry by entry; stands where a linear combination does.
+
+    Parameters
+    ----------
+    names
+        The tensors it takes.
+    function
+        Takes them by name, in float64, and returns a tensor of their shape; must not write to them.
+
+    Examples
+    --------
+    >>> list(Entrywise(("theta",), lambda tensors: tensors["theta"].sqrt()))
+    ['theta']
+    """
+
+    names: tuple[str, ...]
+    function: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def __getitem__(self, name: str) -> float:
+        return 1.0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True, slots=True)

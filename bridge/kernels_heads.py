@@ -7,11 +7,12 @@ in groups that stay small, so a tensor never has to be held in float64 as a whol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from noetherflow.bridge.kernels_chunks import Entrywise
 from noetherflow.bridge.kernels_torch import CHUNK_CPU, Reducer, Request
 
 LARGEST: Final = CHUNK_CPU
@@ -76,6 +77,9 @@ def _grams(views: Mapping[str, Tensor], combinations: Mapping[str, Mapping[str, 
 def _vector(chunk: Mapping[str, Tensor], combinations: Mapping[str, Mapping[str, float]], name: str) -> Tensor:
     """A vector in float64, shape (blocks, n, columns)."""
     parts = combinations.get(name, {name: 1.0})
-    total = sum(coefficient * chunk[part].double() for part, coefficient in parts.items())
+    if isinstance(parts, Entrywise):
+        total: Any = parts.function({part: chunk[part].double() for part in parts})
+    else:
+        total = sum(coefficient * chunk[part].double() for part, coefficient in parts.items())
     assert isinstance(total, Tensor)
     return total.reshape(*total.shape[:2], -1)

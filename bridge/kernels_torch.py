@@ -25,7 +25,7 @@ from typing import Final, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.kernels_chunks import Fold, KernelError, Layout, Request, check, plan_fold, plan_layout
+from noetherflow.bridge.kernels_chunks import Entrywise, Fold, KernelError, Layout, Request, check, plan_fold, plan_layout
 
 __all__ = ["KernelError", "Reducer", "Request", "reduce"]
 
@@ -112,7 +112,7 @@ class _Load:
 
 @dataclass(frozen=True, slots=True)
 class _Combine:
-    """Form a linear combination in the buffer of its first part, which nothing needs any more, or in a new one."""
+    """Form a linear combination in the buffer of its first part, which nothing needs any more, or in a new one; or follow a function."""
 
     slot: int
     name: str
@@ -120,6 +120,9 @@ class _Combine:
 
     def run(self, chunk: _Chunk) -> None:
         coefficients = chunk.combinations[self.name]
+        if isinstance(coefficients, Entrywise):
+            chunk.values[self.slot] = coefficients.function({part: chunk.values[slot] for part, slot in self.parts})
+            return
         (first, slot), *others = self.parts
         total, buffer = chunk.values[slot], chunk.buffers[self.slot]
         if total is not buffer or coefficients[first] != 1.0:

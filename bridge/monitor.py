@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.bundles import Bundle, bundle
+from noetherflow.bridge.bundles import Bundle, bundle, spread
+from noetherflow.bridge.combinations import GRADIENT_NAME, THETA_NAME, Combinations, buffer_name
+from noetherflow.bridge.kinetics import Kinetics
 from noetherflow.bridge.noise import DOUBLE, REFRESH, Precision, gradient_variance, update_variance
 from noetherflow.bridge.plan import Plan, Values, Wanted, compile_plan
 from noetherflow.bridge.prediction import Measured, Prediction
-from noetherflow.bridge.state import BUFFER_NAME, THETA_NAME, Combinations, State
+from noetherflow.bridge.state import State
 from noetherflow.bridge.tally import Tally
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.nonlinear import is_linear
 
 HORIZON = 1000
 """A bound is made for at least this many steps, so that it does not widen while a short run goes on."""
@@ -59,18 +62,21 @@ class Monitor:
     def __post_init__(self) -> None:
         self.bundles = bundle(self.laws)
         forms = {form for b in self.bundles for form in b.balance.forms}
-        self.after = all(form.buffers and form.step() == form.buffers[0][1] for form in forms)
+        self.after = all(is_linear(form) and form.buffers and form.step() == form.buffers[0][1] for form in forms)
+        self._buffer = buffer_name(next(iter(forms)).buffers[0][0].name) if self.after else ""
         self._combinations = {form: Combinations(form) for form in forms}
         self._group_of = {name: g for law in self.laws for name, g in law.group_of.items()}
         self._form_of = {name: law.rule.groups[g].form for law in self.laws for name, g in law.group_of.items()}
         self._device = next(self.state.model.parameters()).device
+        self._ratios: dict[tuple[int, int, str], Tensor] = {}
+        self._steps_before: dict[tuple[int, int], Tensor] = {}
+        self._precisions: dict[tuple[int, int], Precision] = {}
+        self._momenta_before: dict[int, dict[str, Tensor]] = {}
+        self._kinetics = {n: Kinetics(n, b) for n, b in enumerate(self.bundles) if b.kinetic}
         self._start_plan = self._plan(self._wanted_at_start)
         self._step_plan = self._plan(self._wanted_each_step)
         self._charge_plan = self._plan(self._wanted_charges)
         self._moment_plan = self._plan(self._wanted_moments)
-        self._ratios: dict[tuple[int, int, str], Tensor] = {}
-        self._steps_before: dict[tuple[int, int], Tensor] = {}
-        self._precisions: dict[tuple[int, int], Precision] = {}
         self.compute_in(self.compute)
         self._charges = sum(b.size for b in self.bundles)
 
@@ -94,8 +100,11 @@ class Monitor:
         return out
 
     def _wanted_at_start(self, b: Bundle) -> list[tuple[int, Wanted]]:
-        buffered = [p for p, form in enumerate(b.balance.forms) if form.buffers]
-        return self._wanted_charges(b) + [(p, Wanted("momentum", THETA_NAME, BUFFER_NAME)) for p in buffered]
+        out = self._wanted_charges(b)
+        for k, weights in b.balance.momentum_weights.items():
+            for p in (p for p, weight in enumerate(weights) if weight != 0):
+                out.append((p, Wanted(f"momentum {k.name}", THETA_NAME, buffer_name(b.balance.buffer_of(k, p).name))))
+        return out
 
     def _wanted_each_step(self, b: Bundle) -> list[tuple[int, Wanted]]:
         out = self._wanted_charges(b)
@@ -105,28 +114,33 @@ class Monitor:
         step = self._tensor("u")
         if b.linear:
             out += [(p, Wanted("step_square", step, step, "variance")) for p in range(len(b.groups))]
-        return out
+        return out + (self._kinetics_of(b).wanted() if b.kinetic else [])
+
+    def _kinetics_of(self, b: Bundle) -> Kinetics:
+        return self._kinetics[self.bundles.index(b)]
 
     def _wanted_moments(self, b: Bundle) -> list[tuple[int, Wanted]]:
+        further = self._kinetics_of(b).wanted_moments() if b.kinetic else []
         if b.linear or b.matrix:
-            return []
-        step = self._tensor("u")
+            return further
+        step = GRADIENT_NAME if b.kinetic else self._tensor("u")
         kinds = (("theta_fourth", THETA_NAME), ("step_fourth", step))
-        return [(p, Wanted(name, THETA_NAME, y, "fourth")) for p in range(len(b.groups)) for name, y in kinds]
+        return further + [(p, Wanted(name, THETA_NAME, y, "fourth")) for p in range(len(b.groups)) for name, y in kinds]
 
     def _tensor(self, vector: str) -> str:
-        return BUFFER_NAME if self.after else vector
+        return self._buffer if self.after else {"g": GRADIENT_NAME, "theta": THETA_NAME}.get(vector, vector)
 
     def _read(self, plan: Plan, hyper: Hyper | None) -> Values:
         names = {name for name, _ in plan.blocks}
-        vectors = self.state.vectors(names, gradients=not self.after, buffers=True)
+        stepping = hyper is not None and not self.after
+        vectors = self.state.vectors(names, gradients=not self.after, buffers=True, given=stepping)
         combinations: dict[str, Mapping[str, Mapping[str, float]]] = {}
-        if hyper is not None and not self.after:
-            found: dict[tuple[int, bool], Mapping[str, Mapping[str, float]]] = {}
+        if hyper is not None and stepping:
+            found: dict[tuple[int, frozenset[str]], Mapping[str, Mapping[str, float]]] = {}
             for name in names:
-                key = (self._group_of[name], BUFFER_NAME in vectors[name])
+                key = (self._group_of[name], frozenset(vectors[name]))
                 if key not in found:
-                    found[key] = self._combinations[self._form_of[name]].numbers(hyper[key[0]], buffered=key[1])
+                    found[key] = self._combinations[self._form_of[name]].numbers(hyper[key[0]], present=key[1])
                 combinations[name] = found[key]
         return plan.evaluate(vectors, combinations, self._device)
 
@@ -134,12 +148,13 @@ class Monitor:
 
     def begin(self, hyper: Hyper) -> None:
         """Measure the charges, and the momenta where buffers exist, that predictions start from."""
+        self.state.check_steps()
         buffered = self.state.has_buffers()
         values = self._read(self._start_plan if buffered else self._charge_plan, None)
         for n, b in enumerate(self.bundles):
             weights = self._weights(b, hyper)
             charge = self._combined(n, values, "charge", weights["charge"])
-            momenta = {k.name: self._combined(n, values, "momentum", weights[k.name]) for k in b.balance.momenta} if buffered else {}
+            momenta = self._momenta(n, b, values, weights) if buffered else {}
             prediction = Prediction.start(b, charge, momenta)
             prediction.weights = weights["charge"]
             self.predictions.append(prediction)
@@ -183,19 +198,20 @@ class Monitor:
             if self.after and len(b.groups) > 1:
                 group_charges = self._charges_before[n]
             pairings = {q: self.sign * values.of(n, b.group_of_pairing(q)[0], str(q), b.size) for q in b.pairings}
-            momenta = {k.name: self._momentum_before(n, b, k.name) for k in b.balance.momenta} if not b.balance.closed else {}
+            momenta = {} if b.balance.closed else self._momenta_before[n]
             gradient, update = self._noise(n, b, values, vanishing)
-            self.predictions[n].advance(
-                Measured(pairings, group_charges, current, momenta, gradient, update), b.hyperparameters(self._hyper)
-            )
+            numbers, measured = b.hyperparameters(self._hyper), Measured(pairings, group_charges, current, momenta, gradient, update)
+            if b.kinetic:
+                measured = self._kinetics[n].completed(measured, values, moments, numbers, self._sizes_of(n, b, values))
+            self.predictions[n].advance(measured, numbers)
 
-    def _momentum_before(self, n: int, b: Bundle, name: str) -> Tensor:
-        """⟨ξ, b⟩ as measured before the step, for laws that do not close."""
-        weights = self._weights(b, self._hyper)[name]
-        total = torch.zeros(b.size, dtype=torch.float64, device=self._device)
-        for weight, momentum in zip(weights, self._momenta_before[n], strict=True):
-            total += weight * momentum
-        return total
+    def _momenta(self, n: int, b: Bundle, values: Values, weights: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+        """Every ⟨ξ, b⟩ as it lies in the buffers."""
+        return {k.name: self._combined(n, values, f"momentum {k.name}", weights[k.name]) for k in b.balance.momenta}
+
+    def _sizes_of(self, n: int, b: Bundle, values: Values) -> list[tuple[Precision, Tensor]]:
+        """For each group its precision and Σ|ξ||θ|-like size."""
+        return [(self._precisions[n, p], self._group_size(n, p, values)) for p in range(len(b.groups))]
 
     def _confront(self, values: Values) -> None:
         z = self.confidence
@@ -217,14 +233,14 @@ class Monitor:
             return
         buffered = self.state.has_buffers()
         values = self._read(self._start_plan if buffered else self._charge_plan, None)
-        self._charges_before, self._momenta_before = {}, {}
+        self._charges_before: dict[int, tuple[Tensor, ...]] = {}
         for n in crossing:
             b = self.bundles[n]
             self._charges_before[n] = tuple(values.of(n, p, "charge", b.size) for p in range(len(b.groups)))
-            self._momenta_before[n] = tuple(
-                values.of(n, p, "momentum", b.size) if buffered else values.signed.new_zeros(b.size) for p in range(len(b.groups))
-            )
-            self.predictions[n].reweight(self._weights(b, hyper)["charge"], self._charges_before[n])
+            weights = self._weights(b, hyper)
+            resting = {k.name: values.signed.new_zeros(b.size) for k in b.balance.momenta}
+            self._momenta_before[n] = self._momenta(n, b, values, weights) if buffered else resting
+            self.predictions[n].reweight(weights["charge"], self._charges_before[n])
 
     def _weights(self, b: Bundle, hyper: Hyper) -> dict[str, tuple[float, ...]]:
         try:
@@ -256,7 +272,7 @@ class Monitor:
         b = self.bundles[n]
         if b.linear:
             return values.of(n, p, "theta_square", b.size, absolute=True).sqrt()
-        return _spread(b, values.of(n, p, "charge", b.size, absolute=True))
+        return spread(b, values.of(n, p, "charge", b.size, absolute=True))
 
     def _moments(self, hyper: Hyper | None) -> Values | None:
         return self._read(self._moment_plan, hyper) if self.refreshes else None
@@ -272,6 +288,7 @@ class Monitor:
             return
         for p in range(len(b.groups)):
             theta, step = self._group_size(n, p, values) * 2, self._step_square(n, p, values)
+            step = self._kinetics[n].gradient_square(p, values) if b.kinetic else step
             for name, other in (("theta_fourth", theta), ("step_fourth", step)):
                 fourth, product = moments.of(n, p, name, b.size), theta * other
                 ratio = torch.where(product > 0, fourth / product.clamp(min=torch.finfo(torch.float64).tiny), 1.0).clamp(max=1.0)
@@ -283,7 +300,7 @@ class Monitor:
         if b.linear:
             return values.of(n, p, "step_square", b.size, absolute=True)
         own = [q for q in b.pairings if b.group_of_pairing(q)[0] == p and q.args[0] == q.args[1]]
-        return _spread(b, values.of(n, p, str(own[0]), b.size, absolute=True)) if own else values.signed.new_zeros(b.size)
+        return spread(b, values.of(n, p, str(own[0]), b.size, absolute=True)) if own else values.signed.new_zeros(b.size)
 
     def _noise(self, n: int, b: Bundle, values: Values, vanishing: Tensor) -> tuple[Tensor, Tensor]:
         gradient = torch.zeros(b.size, dtype=torch.float64, device=self._device)
@@ -291,6 +308,9 @@ class Monitor:
         for p in range(len(b.groups)):
             precision = self._precisions[n, p]
             size, step = self._group_size(n, p, values), self._step_square(n, p, values)
+            if b.kinetic:  # the gradient itself is read
+                step = self._kinetics[n].gradient_square(p, values)
+                self._steps_before[n, p] = torch.zeros_like(step)
             recent = (step.sqrt() + self._steps_before.get((n, p), step).sqrt()) ** 2  # |g| ≤ |b'| + |b|
             self._steps_before[n, p] = step
             one = torch.ones_like(size)
@@ -325,27 +345,18 @@ class Monitor:
             "tallies": [t.state_dict() for t in self.tallies],
             "ratios": self._ratios,
             "steps_before": self._steps_before,
+            "kinetics": {n: kinetics.ratios for n, kinetics in self._kinetics.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a stored state of the same laws."""
         self.step, self.started = state["step"], state["started"]
         self._ratios, self._steps_before = dict(state["ratios"]), dict(state["steps_before"])
+        for n, kinetics in self._kinetics.items():
+            kinetics.ratios = dict(state["kinetics"][n])
         self.predictions, self.tallies = [], []
         for b, prediction, tally in zip(self.bundles, state["predictions"], state["tallies"], strict=True):
             fresh = Prediction(b, prediction["charge"], {})
             fresh.load_state_dict(prediction)
             self.predictions.append(fresh)
             self.tallies.append(Tally(**tally))
-
-
-def _spread(b: Bundle, absolute: Tensor) -> Tensor:
-    """For matrices: |Q[i, j]| is at most the root of the diagonal entries' product."""
-    if not b.matrix:
-        return absolute
-    out = torch.empty_like(absolute)
-    for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
-        n = int(law.symmetry.sizes[-1])
-        diagonal = absolute[start:stop].reshape(-1, n, n).diagonal(dim1=-2, dim2=-1).sqrt()
-        out[start:stop] = (diagonal.unsqueeze(-1) * diagonal.unsqueeze(-2)).reshape(-1)
-    return out

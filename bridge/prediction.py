@@ -40,6 +40,10 @@ class Measured:
         Measured ⟨ξ, b⟩ before the step, for laws that do not close.
     gradient_noise, update_noise : Tensor
         Standard deviations of the rounding errors of ⟨ξ, g⟩ (and of the buffer) and of the charge's own update.
+    sources : mapping of Symbol to Tensor
+        Kinetic symmetry breaking, and the gain it was measured with.
+    source_noise, buffer_noise : mapping of str to Tensor
+        Standard deviations of what rounding adds to each source (in the step) and to each momentum (in its buffer), by name.
     """
 
     pairings: Mapping[Inner, Tensor]
@@ -48,6 +52,9 @@ class Measured:
     momenta: Mapping[str, Tensor]
     gradient_noise: Tensor
     update_noise: Tensor
+    sources: Mapping[sp.Symbol, Tensor] = field(default_factory=dict)
+    source_noise: Mapping[str, Tensor] = field(default_factory=dict)
+    buffer_noise: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,7 +109,7 @@ class Prediction:
             self._advance_momentum(name, terms)
 
     def _evaluated(self, measured: Measured, hyper: Hyper) -> dict[tuple[str, ...], Any]:
-        values: dict[sp.Expr, Any] = {**hyper, CHARGE: self.charge, CURRENT: measured.current, **measured.pairings}
+        values: dict[sp.Expr, Any] = {**hyper, CHARGE: self.charge, CURRENT: measured.current, **measured.pairings, **measured.sources}
         values |= {sp.Symbol(f"Q_{p}", real=True): q for p, q in enumerate(measured.group_charges)}
         return self.bundle.step(values)
 
@@ -119,15 +126,17 @@ class Prediction:
         self.moved[mechanism] = self.moved.get(mechanism, torch.zeros_like(self.charge)) + change
 
     def _advance_covariance(self, measured: Measured, hyper: Hyper) -> None:
-        r = self.bundle.response(hyper)
+        r = self.bundle.response({**hyper, **measured.sources})
         closed = [k.name for k in self.bundle.balance.momenta] if self.bundle.balance.closed else []
-        state = ["charge", *closed]
+        state, zero = ["charge", *closed], torch.zeros_like(self.charge)
         old = {(x, y): self._covariance(x, y) for x in state for y in state}
-        noise = measured.gradient_noise**2
+        noises = {"current": measured.gradient_noise, **measured.source_noise}
         fresh: dict[tuple[str, str], Tensor] = {}
         for i, x in enumerate(state):
             for y in state[i:]:
-                total = r[x, "current"] * r[y, "current"] * noise
+                total = sum((r.get((x, n), 0.0) * r.get((y, n), 0.0) * deviation**2 for n, deviation in noises.items()), zero)
+                if x == y and x in measured.buffer_noise:
+                    total = total + measured.buffer_noise[x] ** 2
                 for a in state:
                     for b in state:
                         total = total + r.get((x, a), 0.0) * r.get((y, b), 0.0) * old[a, b]

@@ -1,54 +1,18 @@
-"""The tensors that a rule's vectors are made of: θ, g and the buffer of each parameter, and the combinations that a form makes of them."""
+"""The tensors that a rule's vectors are made of: θ, g and the buffers of each parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
-import sympy as sp
 import torch
 from torch import Tensor, nn
 
+from noetherflow.bridge.combinations import GRADIENT_NAME, THETA_NAME, buffer_name
 from noetherflow.bridge.optimizers import reader_of
-from noetherflow.bridge.printing import Compiled, compile_expressions
 from noetherflow.errors import RunError
-from noetherflow.symbolic.pairings import Vector, parts
-from noetherflow.symbolic.rules import GRADIENT, STEP, THETA, Form
-
-THETA_NAME, GRADIENT_NAME, BUFFER_NAME = "theta", "gradient", "buffer"
-
-
-@dataclass(frozen=True)
-class Combinations:
-    """A form's vectors as linear combinations of the tensors at hand before the step."""
-
-    form: Form
-
-    @cached_property
-    def _compiled(self) -> Compiled:
-        tensors = {THETA: THETA_NAME, GRADIENT: GRADIENT_NAME, **{before: BUFFER_NAME for before, _ in self.form.buffers}}
-        out: dict[tuple[str, ...], sp.Expr] = {}
-        for vector in (STEP, *(after for _, after in self.form.buffers)):
-            for source, coefficient in parts(self._expanded(vector)).items():
-                out[vector.name, tensors[source]] = coefficient
-        return compile_expressions(out)
-
-    def _expanded(self, vector: Vector) -> sp.Expr:
-        table = dict(self.form.equations)
-        out = table[vector]
-        while made := [v for v in out.free_symbols if v in table]:
-            out = out.xreplace({v: table[v] for v in made})
-        return sp.expand(out)
-
-    def numbers(self, values: Mapping[str, float], *, buffered: bool) -> dict[str, dict[str, float]]:
-        """Coefficients for one step; without a buffer yet its part is zero."""
-        found = self._compiled({symbol: values[name] for name, symbol in self.form.hyperparameters})
-        out: dict[str, dict[str, float]] = {}
-        for (vector, tensor), coefficient in found.items():
-            if buffered or tensor != BUFFER_NAME:
-                out.setdefault(vector, {})[tensor] = float(coefficient)
-        return out
+from noetherflow.symbolic.forms import Form
 
 
 @dataclass
@@ -63,31 +27,47 @@ class State:
         self._reader = reader_of(self.optimizer)
         known = dict(self.model.named_parameters(remove_duplicate=False))
         self._parameters = {name: known[name] for name in self.names}
+        self._forms: dict[int, Form] = {}
+        for options in self.optimizer.param_groups:
+            self._forms |= dict.fromkeys(map(id, options["params"]), self._reader.form(options))
 
-    def buffer(self, name: str) -> Tensor | None:
-        """The momentum buffer of a parameter."""
-        return self._reader.buffer(self.optimizer.state.get(self._parameters[name], {}))
+    def _kept(self, parameter: Tensor) -> Mapping[str, Any]:
+        kept: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
+        return kept
 
-    def vectors(self, names: Iterable[str], *, gradients: bool, buffers: bool) -> dict[str, dict[str, Tensor]]:
-        """Parameter name -> its tensors by vector name."""
-        out = {}
+    def buffers(self, name: str) -> dict[str, Tensor]:
+        """The buffers of a parameter by vector, those that its form has and that exist."""
+        parameter = self._parameters[name]
+        found = self._reader.buffers(self._kept(parameter))
+        return {before.name: found[before.name] for before, _ in self._forms[id(parameter)].buffers if before.name in found}
+
+    def vectors(self, names: Iterable[str], *, gradients: bool, buffers: bool, given: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Parameter name -> its tensors by name; `given`: with the vectors of the coming step that are no functions of entries."""
+        out: dict[str, dict[str, Tensor]] = {}
+        options_of = {id(p): options for options in self.optimizer.param_groups for p in options["params"]} if given else {}
         for name in names:
             parameter = self._parameters[name]
             out[name] = {THETA_NAME: parameter.detach()}
             if gradients and parameter.grad is not None:
                 out[name][GRADIENT_NAME] = parameter.grad.detach()
-            buffer = self.buffer(name) if buffers else None
-            if buffer is not None:
-                out[name][BUFFER_NAME] = buffer.detach()
+            if buffers:
+                out[name] |= {buffer_name(vector): tensor.detach() for vector, tensor in self.buffers(name).items()}
+            if given:
+                out[name] |= self._reader.given(options_of[id(parameter)], parameter, self._kept(parameter))
         return out
 
     def dtype(self, name: str) -> torch.dtype:
         """Element type of a parameter."""
         return self._parameters[name].dtype
 
-    def hyperparameters(self, *, first: bool) -> dict[int, dict[str, float]]:
+    def hyperparameters(self) -> dict[int, dict[str, float]]:
         """Each group's values for the coming step."""
-        return {g: self._reader.values(options, first=first) for g, options in enumerate(self.optimizer.param_groups)}
+        watched = {id(p) for p in self._parameters.values()}
+        out = {}
+        for g, options in enumerate(self.optimizer.param_groups):
+            first = next((p for p in options["params"] if id(p) in watched), None)
+            out[g] = self._reader.values(options, None if first is None else self._kept(first))
+        return out
 
     def missing_gradients(self) -> list[str]:
         """Parameters that laws need and that got no gradient."""
@@ -101,14 +81,30 @@ class State:
         RunError
             If some parameters have one and others do not.
         """
-        keeping = {id(p) for o in self.optimizer.param_groups if self._reader.form(o).buffers for p in o["params"]}
-        needed = [name for name, p in self._parameters.items() if id(p) in keeping]
-        without = [name for name in needed if self.buffer(name) is None]
+        needed = [name for name, p in self._parameters.items() if self._forms[id(p)].buffers]
+        without = [name for name in needed if len(self.buffers(name)) < len(self._forms[id(self._parameters[name])].buffers)]
         if without and len(without) < len(needed):
             raise RunError(
                 f"Some parameters have momentum buffers and others do not: {without[:4]}. They must start together.", without=without
             )
         return not without and bool(needed)
+
+    def check_steps(self) -> None:
+        """Refuse parameters of one group that have made different numbers of steps: corrections of the start would differ.
+
+        Raises
+        ------
+        RunError
+            Naming the group.
+        """
+        watched = {id(p) for p in self._parameters.values()}
+        for g, options in enumerate(self.optimizer.param_groups):
+            steps = {float(kept["step"]) for p in options["params"] if id(p) in watched and "step" in (kept := self._kept(p))}
+            if len(steps) > 1:
+                raise RunError(
+                    f"Parameters of group {g} have made different numbers of steps ({sorted(steps)[:4]}). Give them groups of their own.",
+                    steps=steps,
+                )
 
 
 def check(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

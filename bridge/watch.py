@@ -215,7 +215,7 @@ class Watch:
         columns = {name: sum(b.size for b in monitor.bundles) for name in ("measured", "predicted", "bound")}
         resumed = monitor.started
         if resumed and (self.directory / "meta.json").exists():
-            self._recorder = Recorder.resume(self.directory, columns=columns, from_step=monitor.step + 1)
+            self._recorder = Recorder.resume(self.directory, columns=columns, from_step=monitor.step + monitor.after)
         else:
             self._recorder = Recorder(self.directory, columns, self._families(), settings=self.settings, overwrite=self.where is None)
         self._sources.attach()
@@ -244,7 +244,7 @@ class Watch:
             self._loss_check.confirm()
         if self.sabotage:
             self.sabotage.gradients(self.model)
-        hyper = monitor.state.hyperparameters(first=not monitor.state.has_buffers())
+        hyper = monitor.state.hyperparameters()
         if self.sabotage:
             hyper = self.sabotage.hyperparameters(hyper)
         if not monitor.started:

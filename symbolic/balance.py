@@ -18,7 +18,7 @@ Source: own (the expansion of (1), (2)); single-group special cases agree with k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import sympy as sp
@@ -79,6 +79,8 @@ class Balance:
         False: K is measured before each step instead of being carried (the groups' momenta differ).
     breaking : tuple of Breaking
         Sources of a step that is not linear in the gradients.
+    carried : mapping of Symbol to Vector
+        The buffer behind each K, as the forms name it; the first one where none is given.
     """
 
     forms: tuple[Form, ...]
@@ -91,6 +93,11 @@ class Balance:
     momentum_weights: Mapping[sp.Symbol, tuple[sp.Expr, ...]]
     closed: bool
     breaking: tuple[Breaking, ...] = ()
+    carried: Mapping[sp.Symbol, Vector] = field(default_factory=dict)
+
+    def buffer_of(self, momentum: sp.Symbol, group: int) -> Vector:
+        """The buffer, before the step, that a momentum is made of in a group."""
+        return self.carried.get(momentum, self.forms[group].buffers[0][0])
 
     @property
     def equations(self) -> tuple[sp.Eq, ...]:

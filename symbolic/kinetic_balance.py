@@ -227,6 +227,7 @@ def _alone(motion: _Motion) -> Balance:
         momentum_weights=dict.fromkeys(momenta, (sp.S.One,)),
         closed=True,
         breaking=motion.breaking(GAIN),
+        carried={motion.momentum(before): before for before, _ in motion.buffers},
     )
 
 
@@ -239,7 +240,7 @@ def _crossing(motions: list[_Motion]) -> Balance:
         known = motion.charge if motion is motions[0] else _without(motion.charge, [CURRENT])
         total += known.xreplace(renamed)
     total = sp.expand(total)
-    momenta = {motion.shown(motion.momentum(b)): (motion, after) for motion in motions for b, after in motion.buffers}
+    momenta = {motion.shown(motion.momentum(b)): (motion, b) for motion in motions for b, _ in motion.buffers}
     return Balance(
         forms=tuple(motion.form for motion in motions),
         weights=tuple(sp.S.One for _ in motions),
@@ -251,6 +252,7 @@ def _crossing(motions: list[_Motion]) -> Balance:
         momentum_weights={k: tuple(sp.S.One if m is motion else sp.S.Zero for m in motions) for k, (motion, _) in momenta.items()},
         closed=False,
         breaking=tuple(b for motion, gain in zip(motions, gains, strict=True) for b in motion.breaking(gain)),
+        carried={k: before for k, (_, before) in momenta.items()},
     )
 
 

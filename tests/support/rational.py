@@ -127,17 +127,9 @@ def momenta(balance: Balance, sides: Sequence[Side], known: Table) -> Table:
     """Every K, from the buffers."""
     out: Table = {}
     for k, weights in balance.momentum_weights.items():
-        buffers = [before for before, _ in sides[0].form.buffers]
-        named = [b for b in buffers if k.name.split("_")[1:2] == [b.name]]
-        before = named[0] if named else next(b for b in buffers if b in structure(sides[0].form).linear or _carried(sides[0].form, b))
+        before = balance.buffer_of(k, next(p for p, w in enumerate(weights) if w != 0))
         out[k] = sum(value(w, known) * exact(s.along(s.vectors[before])) for w, s in zip(weights, sides, strict=True) if w != 0)
     return out
-
-
-def _carried(form: Form, before: Vector) -> bool:
-    """Whether a buffer is the one that the step follows."""
-    kept = {b for b, _ in structure(form).buffers}
-    return before in kept and (len(kept) == 1 or before.name == "b")
 
 
 def remainders(
