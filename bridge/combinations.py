@@ -19,7 +19,7 @@ from torch import Tensor
 from noetherflow.bridge.kernels_chunks import Entrywise
 from noetherflow.bridge.printing import Compiled, compile_expressions
 from noetherflow.symbolic.forms import GRADIENT, STEP, THETA, Form
-from noetherflow.symbolic.nonlinear import Larger, Orthogonal, Sign, structure
+from noetherflow.symbolic.nonlinear import Larger, Magnitude, Orthogonal, Sign, structure
 from noetherflow.symbolic.pairings import Vector, parts
 
 THETA_NAME, GRADIENT_NAME = "theta", "gradient"
@@ -60,7 +60,7 @@ class Combinations:
     @cached_property
     def _tensors(self) -> dict[Vector, str]:
         own = {THETA: THETA_NAME, GRADIENT: GRADIENT_NAME, **{before: buffer_name(before.name) for before, _ in self.form.buffers}}
-        return own | {atom: atom.name for atom in given_atoms(self.form)}
+        return own | {given: given.name for given in (*given_atoms(self.form), *self.form.invariant)}
 
     @cached_property
     def _curved(self) -> frozenset[Vector]:
@@ -192,7 +192,12 @@ def _root(x: Scalar) -> Scalar:
     return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
-FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {"sqrt": _root, Sign.__name__: torch.sign, Larger.__name__: torch.maximum}
+FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "sqrt": _root,
+    Sign.__name__: torch.sign,
+    Magnitude.__name__: torch.abs,
+    Larger.__name__: torch.maximum,
+}
 
 
 @lru_cache(maxsize=4096)

@@ -25,10 +25,10 @@ from noetherflow.errors import DataError, NoetherflowError, ReportError, RunErro
 from noetherflow.numeric import data, models
 from noetherflow.numeric.progress import activity
 from noetherflow.numeric.report import Report
+from noetherflow.optimizing import OPTIMIZERS, built, described
 from noetherflow.symbolic.display import to_json
 from noetherflow.symbolic.drawing import draw_svg
 from noetherflow.symbolic.laws import derive
-from noetherflow.symbolic.rules import SGD
 
 DATA = ("fashion-mnist", "fashion-mnist-subset", "digits", "cifar10")
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,12 +70,15 @@ def _verify_options(one: argparse.ArgumentParser) -> None:
         "--data", default="fashion-mnist", choices=DATA, help="real images; the full set if it is on the machine, else a shipped subset"
     )
     one.add_argument("--data-root", type=Path, help="folder of the data set (needed for cifar10)")
-    one.add_argument("--optimizer", default="sgd", choices=["sgd"], help="torch.optim's own")
-    one.add_argument("--lr", type=float, default=0.05, help="step size at the start")
-    one.add_argument("--momentum", type=float, default=0.9)
+    one.add_argument("--optimizer", default="sgd", choices=sorted(OPTIMIZERS), help="torch.optim's own")
+    usual = ", ".join(f"{choice.lr:g} for {name}" for name, choice in OPTIMIZERS.items())
+    one.add_argument("--lr", type=float, help=f"step size at the start; if absent, {usual}")
+    one.add_argument("--momentum", type=float, default=0.9, help="of sgd and rmsprop; of adam and its like the first beta")
     one.add_argument("--dampening", type=float, default=0.0)
     one.add_argument("--weight-decay", type=float, default=5e-4)
-    one.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=True, help="(only with momentum and without dampening)")
+    one.add_argument(
+        "--nesterov", action=argparse.BooleanOptionalAction, default=True, help="(sgd only, with momentum and without dampening)"
+    )
     one.add_argument("--maximize", action="store_true", help="ascend instead of descend")
     one.add_argument("--schedule", default="cosine", choices=SCHEDULES, help="of the step size")
     one.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 for none")
@@ -134,7 +137,7 @@ def _verify(chosen: argparse.Namespace, console: Console) -> int:
         chosen.batch, chosen.seed, chosen.steps * chosen.accumulate, spec.image, DTYPES[chosen.dtype], torch.device(chosen.device)
     )
     pairs = ((x, y if chosen.loss == "cross_entropy" else torch.nn.functional.one_hot(y, images.classes).to(x.dtype)) for x, y in batches)
-    optimizer = _optimizer(chosen, model)
+    optimizer = built(chosen, model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen.steps) if chosen.schedule == "cosine" else None
     console.print(
         f"Training {chosen.model} on {len(images):,} images ({images.name}) for {chosen.steps} steps in {chosen.dtype} ...", highlight=False
@@ -206,26 +209,12 @@ def _images(chosen: argparse.Namespace) -> Any:
     return data.fashion_mnist(root=chosen.data_root)
 
 
-def _optimizer(chosen: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=chosen.lr,
-        momentum=chosen.momentum,
-        dampening=chosen.dampening,
-        weight_decay=chosen.weight_decay,
-        nesterov=chosen.nesterov,
-        maximize=chosen.maximize,
-    )
-
-
 def _settings(chosen: argparse.Namespace, images: Any) -> dict[str, str]:
-    rule = f"SGD lr {chosen.lr:g}, momentum {chosen.momentum:g}, weight decay {chosen.weight_decay:g}"
-    rule += (", Nesterov" if chosen.nesterov else "") + (f", dampening {chosen.dampening:g}" if chosen.dampening else "")
     return {
         "title": f"{chosen.model}: conservation laws against a real run" + (f" (sabotaged: {chosen.sabotage})" if chosen.sabotage else ""),
         "model": chosen.model + (f", width {chosen.width:g}" if chosen.width != 1 else ""),
         "data": f"{images.name}, {len(images):,} images, batches of {chosen.batch}",
-        "optimizer": rule + (", maximize" if chosen.maximize else ""),
+        "optimizer": described(chosen),
         "schedule": chosen.schedule,
         "clipping": f"gradient norm at most {chosen.clip:g}" if chosen.clip else "none",
         "loss": chosen.loss,
@@ -278,7 +267,7 @@ def _list(chosen: argparse.Namespace, console: Console) -> int:
     rows = {
         "models": ", ".join(sorted(models.MODELS)),
         "data": ", ".join(DATA),
-        "optimizers": "sgd (" + SGD().groups[0].form.name + " and all its options)",
+        "optimizers": ", ".join(OPTIMIZERS),
         "sabotages": ", ".join(sorted(SABOTAGES)),
     }
     for name, members in rows.items():

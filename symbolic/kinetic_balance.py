@@ -63,14 +63,14 @@ def derive_kinetic_balance(forms: tuple[Form, ...], linear: bool) -> Balance:
     >>> derive_kinetic_balance((rmsprop_form(),), False).equations
     (Eq(Q', -J*eta*kappa - 2*Q*eta*kappa*lambda + Q - S*eta + eta**2*Inner(d, d)/2),)
     """
-    motions = [_Motion(form, p, len(forms), linear) for p, form in enumerate(forms)]
+    motions = [Motion(form, p, len(forms), linear) for p, form in enumerate(forms)]
     for motion in motions:
         motion.check()
     return _alone(motions[0]) if len(forms) == 1 else _crossing(motions)
 
 
 @dataclass(frozen=True)
-class _Motion:
+class Motion:
     """One group's charge and momenta after a step, in its own symbols."""
 
     form: Form
@@ -207,7 +207,7 @@ class _Motion:
             )
 
 
-def _alone(motion: _Motion) -> Balance:
+def _alone(motion: Motion) -> Balance:
     """The law of one group, momenta carried."""
     momenta = {motion.momentum(before): after for before, after in motion.buffers}
     moves = {k: motion.after(after) for k, after in momenta.items()}
@@ -231,7 +231,7 @@ def _alone(motion: _Motion) -> Balance:
     )
 
 
-def _crossing(motions: list[_Motion]) -> Balance:
+def _crossing(motions: list[Motion]) -> Balance:
     """The law across groups: gains that give every group's ⟨ξ, g⟩ one coefficient, momenta measured."""
     gains = _gains(motions)
     renamed = {motion.shown(GAIN): gain for motion, gain in zip(motions, gains, strict=True)}
@@ -256,7 +256,7 @@ def _crossing(motions: list[_Motion]) -> Balance:
     )
 
 
-def _gains(motions: list[_Motion]) -> list[sp.Expr]:
+def _gains(motions: list[Motion]) -> list[sp.Expr]:
     """κ of each group in terms of the first one's."""
     first = motions[0].charge.coeff(CURRENT, 1).xreplace({motions[0].shown(GAIN): GAIN})
     out = [GAIN]
@@ -277,7 +277,7 @@ def _without(expression: sp.Expr, symbols: Iterable[sp.Symbol]) -> sp.Expr:
     return expression.xreplace(dict.fromkeys(symbols, sp.S.Zero))
 
 
-def _booked(expression: sp.Expr, motions: list[_Motion], default: str) -> dict[str, sp.Expr]:
+def _booked(expression: sp.Expr, motions: list[Motion], default: str) -> dict[str, sp.Expr]:
     """Split a sum by mechanism: the current, the sources, decay, and the rest."""
     sources = frozenset[sp.Symbol]().union(*(m.sources for m in motions))
     decays = frozenset[sp.Symbol]().union(*(m.decays for m in motions))

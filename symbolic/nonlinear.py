@@ -36,6 +36,19 @@ class Sign(sp.Function):  # type: ignore[misc]  # sympy has no type information
         return rf"\operatorname{{sign}}\left({printer.doprint(self.args[0])}\right)"
 
 
+class Magnitude(sp.Function):  # type: ignore[misc]
+    """The absolute value of each entry."""
+
+    nargs = 1
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        """The sign."""
+        return Sign(self.args[0])
+
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
+        return rf"\left|{printer.doprint(self.args[0])}\right|"
+
+
 class Larger(sp.Function):  # type: ignore[misc]
     """The larger of two vectors, entry by entry."""
 

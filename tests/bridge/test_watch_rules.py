@@ -213,7 +213,8 @@ def test_a_run_that_goes_on_in_another_process_gives_the_same_verdict(tmp_path: 
         train(model, optimizer, SHAPES[mixed], 8, seed=2)
     a, b = whole.report(), second.report()
     assert a.holds
-    assert [f.ratio for f in a.families] == [f.ratio for f in b.families]
+    assert [f.residual for f in a.families] == [f.residual for f in b.families]
+    assert [f.ratio for f in a.families] == pytest.approx([f.ratio for f in b.families], rel=0.01)  # norms' noise is measured afresh
     assert [dict(f.motion_parts) for f in a.families] == [dict(f.motion_parts) for f in b.families]
 
 
