@@ -24,7 +24,7 @@ from noetherflow.symbolic.families import Family, gather
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
-from noetherflow.symbolic.images import Images, images_in
+from noetherflow.symbolic.images import Images, images_in, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
 from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
@@ -177,7 +177,13 @@ class _Shifts:
 def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> _Shifts:
     systems, images = shift_equations(program, wanted, ignored)
     families = _families(program, systems, images.targets)
-    return _Shifts([f for f in families if not moves_a_weight_it_passes(f, images)], images)
+    return _Shifts([f for f in families if _begins(program, f) and not moves_a_weight_it_passes(f, images)], images)
+
+
+def _begins(program: Program, family: Family) -> bool:
+    """Whether a constant is put in somewhere. Images alone that cancel are a shift of biases, which is a family already, by W v."""
+    roots = {value.root for value in program.parameters.values()}
+    return any(u.root in roots and c and not any(map(is_image, u.indices)) for u, c in family.vector.items())
 
 
 def moves_a_weight_it_passes(family: Family, images: Images) -> bool:

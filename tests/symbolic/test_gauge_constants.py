@@ -146,3 +146,16 @@ def test_an_index_that_a_parameter_chooses_is_opaque() -> None:
     found = symmetries(trace(model, probe.inputs))
     assert found.opaque
     assert violations(probe, found) == []
+
+
+def test_images_that_cancel_by_themselves_are_no_family_of_their_own() -> None:
+    """b <- b + W a, w1 <- w1 - W a is the translation b <- b + t, w1 <- w1 - t with t = W a."""
+    torch.set_default_dtype(torch.float64)
+    made = {"w0": nn.Parameter(torch.randn(3)), "l": nn.Linear(3, 4), "w1": nn.Parameter(torch.randn(4))}
+    model = Block(lambda s, x: s.l(x + s.w0) + s.w1, **made)
+    probe = Probe(model, torch.randn(8, 3), "cross_entropy")
+    found = symmetries(trace(model, probe.inputs, loss="cross_entropy"))
+    assert violations(probe, found) == []
+    assert independent_directions(probe, found, points=1) == found.dimension
+    measured = functional_rank(model, (torch.randn(8, 3) for _ in range(12)), readout=lambda y: y[:, 1:] - y[:, :1])
+    assert (measured.defect, measured.gap > 1e6) == (found.dimension, True)
