@@ -99,7 +99,7 @@ class Algebra:
 
 def algebras(program: Program) -> list[Algebra]:
     """Every matrix algebra that moves a parameter, with as many spectators as it can have."""
-    search = _Search(program)
+    search = Search(program)
     for step in program.steps:
         search.state(step)
     return list(search.found())
@@ -125,7 +125,12 @@ def _same_signs(algebra: Algebra, signs: Mapping[tuple[int, Block, frozenset[Ide
 
 
 @dataclass
-class _Search:
+class Search:
+    """Carriers, what joins them, and what forbids them.
+
+    `normed`, `centred` and `paired` are those that a normalisation, a centring one, or a rotation of pairs carries.
+    """
+
     program: Program
     edges: dict[Carrier, list[Edge]] = field(default_factory=lambda: defaultdict(list))
     forbidden: set[Carrier] = field(default_factory=set)

@@ -29,7 +29,7 @@ from noetherflow.symbolic.actions import Patch
 from noetherflow.symbolic.defects import FUNCTIONS, Z, defect, function
 from noetherflow.symbolic.equations import each
 from noetherflow.symbolic.families import Family, gather
-from noetherflow.symbolic.gauge import lower, moves_a_weight_it_passes, parameter_unknowns
+from noetherflow.symbolic.gauge import lower, moves_what_it_passes, parameter_unknowns
 from noetherflow.symbolic.gauge_table import Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.ignored import ignored_directions
@@ -190,12 +190,12 @@ def _shifts(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Itera
     # Only a constant arrives at a site as one: what is ignored behind a linear function may depend on the data in front of it.
     curved: dict[int, Primitive] = {id(step): replace(step, factor=None) for step in sites}
     true = replace(program, steps=[curved.get(id(s), s) for s in program.steps])
-    systems, images = shift_equations(program, wanted_index_sets(program), ignored_directions(true))
+    systems, images, _ = shift_equations(program, wanted_index_sets(program), ignored_directions(true), {})
     _keep_images_out(systems, sites)
     writer = Writer(program, graph, images)
     for family in _families(program, systems, sites, images.targets):
-        if not moves_a_weight_it_passes(family, images):
-            yield _written(writer, functions, "shift", family, writer.shift(family), sites)
+        if not moves_what_it_passes(family, images, {}):
+            yield _written(writer, functions, "shift", family, writer.shift(family, {}), sites)
 
 
 def _keep_images_out(systems: Systems, sites: list[Apply]) -> None:

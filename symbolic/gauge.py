@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -18,17 +18,19 @@ import networkx as nx
 from noetherflow.errors import GraphError
 from noetherflow.symbolic import gauge_blocks, gauge_rules  # noqa: F401  # they fill the table of rules
 from noetherflow.symbolic.algebras import algebras, matrix_index
-from noetherflow.symbolic.annihilated import readers
-from noetherflow.symbolic.axes import Leaf, Misaligned
-from noetherflow.symbolic.families import Family, gather
+from noetherflow.symbolic.annihilated import READ, Reader, Readers, readers
+from noetherflow.symbolic.axes import Identity, Leaf, Misaligned
+from noetherflow.symbolic.empty_columns import empty_columns
+from noetherflow.symbolic.families import Family, forget, gather
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
-from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
+from noetherflow.symbolic.primitives import Block, Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
-from noetherflow.symbolic.shifts import shift_equations
+from noetherflow.symbolic.shifts import Reads, shift_equations
+from noetherflow.symbolic.sums import flatten_sums
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 from noetherflow.symbolic.writing import Writer
 
@@ -72,10 +74,12 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
 def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     """The symmetries of a graph, given in primitives."""
     wanted, ignored = wanted_index_sets(program), ignored_directions(program)
-    shifts = _shift_families(program, wanted, ignored)
+    reading = readers(program, ignored)
+    shifts = _shift_families(program, wanted, ignored, reading)
     writer = Writer(program, graph, shifts.images)
-    members = [writer.shift(family) for family in shifts.families]
-    members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in readers(program, ignored))]
+    members = [writer.shift(family, shifts.reads.get(family.atoms, {})) for family in shifts.families]
+    members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in reading.values() if not r.empty.biases)]
+    members += [writer.columns(columns) for columns in empty_columns(program) if not columns.readers <= shifts.reading_alone(reading)]
     null = {(a.parameter, a.patch) for s in members if s.kind == "null" for a in s.actions}
     new = (s for s in members if s.dimension != 0 and (s.kind == "null" or any((a.parameter, a.patch) not in null for a in s.actions)))
     order = {name: i for i, name in enumerate(graph.parameters)}
@@ -115,6 +119,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
             values[node] = _lowered(program, graph, node, values, (replaced or {}).get(node))
     for node in ends:
         program.pin(node, values[node])
+    flatten_sums(program)
     return program
 
 
@@ -168,16 +173,34 @@ def _opaque(program: Program, call: Call, why: str) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class _Shifts:
-    """Families of shifts, and the images through weights that they name."""
+    """Families of shifts, the images through weights and the shifts by readers that they name."""
 
     families: list[Family]
     images: Images
+    reads: Reads
+    atoms: Mapping[Identity, int]
+
+    def reading_alone(self, reading: Readers) -> set[tuple[int, Block]]:
+        """The readers whose families need no other reader: all that each may shift is taken back by biases, or ignored."""
+        solved = {
+            (key, unknown)
+            for family in self.families
+            if sum(READ in unknown.indices for unknown in family.vector) == 1
+            for key in ((family.atoms,) if family.zero_mean else self.reads)
+            if set(key) <= set(family.atoms)
+            for unknown in forget(family.vector, key, self.atoms)
+        }
+        held = {(u.root, u.block) for key, unknowns in self.reads.items() for u in unknowns if (key, u) not in solved}
+        return reading.keys() - held
 
 
-def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> _Shifts:
-    systems, images = shift_equations(program, wanted, ignored)
-    families = _families(program, systems, images.targets)
-    return _Shifts([f for f in families if _begins(program, f) and not moves_a_weight_it_passes(f, images)], images)
+def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored, reading: Readers) -> _Shifts:
+    systems, images, reads = shift_equations(program, wanted, ignored, reading)
+    # In a reduced basis what comes first is had from what comes last: weights that read, then shifts, then images, the longest first.
+    last = {key: sorted(held, key=images.length, reverse=True) for key, held in images.targets.items()}
+    families = _families(program, systems, last, reads)
+    sound = [f for f in families if _begins(program, f) and not moves_what_it_passes(f, images, reads[f.atoms])]
+    return _Shifts(sound, images, dict(reads), systems.atoms)
 
 
 def _begins(program: Program, family: Family) -> bool:
@@ -186,16 +209,24 @@ def _begins(program: Program, family: Family) -> bool:
     return any(u.root in roots and c and not any(map(is_image, u.indices)) for u, c in family.vector.items())
 
 
-def moves_a_weight_it_passes(family: Family, images: Images) -> bool:
-    """Whether a shift passes a weight that it moves: then it is no first-order change alone."""
+def moves_what_it_passes(family: Family, images: Images, reads: Mapping[Unknown, Reader]) -> bool:
+    """Whether a shift moves a weight that it passes, or a gain or bias that a reader's share depends on: a first-order change alone."""
     moved = {unknown.root for unknown, c in family.vector.items() if c}
-    return any(images.known[tag].weight in moved for tag in images_in(family.vector))
+    dressing = {root for u, c in family.vector.items() if c and u in reads for root, _, _ in reads[u].empty.dressing}
+    return bool(moved & dressing) or any(images.known[tag].weights & moved for tag in images_in(family.vector))
 
 
-def _families(program: Program, systems: Systems, further: Mapping[Atoms, Sequence[Unknown]] | None = None) -> list[Family]:
+def _families(
+    program: Program,
+    systems: Systems,
+    last: Mapping[Atoms, Sequence[Unknown]] | None = None,
+    first: Mapping[Atoms, Iterable[Unknown]] | None = None,
+) -> list[Family]:
     targets = parameter_unknowns(program, systems)
-    for key, unknowns in (further or {}).items():
+    for key, unknowns in (last or {}).items():
         targets[key].extend(unknowns)
+    for key, beginning in (first or {}).items():
+        targets[key][:0] = beginning
     solutions = {key: solve(systems.equations.get(key, []), unknowns) for key, unknowns in targets.items()}
     roots = frozenset(value.root for value in program.parameters.values())
     return gather(solutions, systems.equations, systems.atoms, roots)

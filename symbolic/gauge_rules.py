@@ -5,11 +5,13 @@ Normalisations, attention and recurrent layers are in `noetherflow.symbolic.gaug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from math import isfinite
 
 import sympy as sp
 
-from noetherflow.symbolic.axes import Misaligned
+from noetherflow.symbolic.axes import Misaligned, multiply
 from noetherflow.symbolic.gauge_table import Call, aligned_labels, biased, grouped, rational, rule
 from noetherflow.symbolic.primitives import Program, Value
 
@@ -94,7 +96,8 @@ def _matmul(program: Program, call: Call) -> Value:
     return program.contract(call.node, [(a, left), (b, right)], [*map(str, range(rank)), "m", "n"], uniform=True)
 
 
-# Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands.
+# Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands. What one operand alone has
+# and the result lacks is summed first.
 
 
 @rule("einsum")
@@ -103,9 +106,21 @@ def _einsum(program: Program, call: Call) -> Value:
     letters = inputs.split(",")
     if any(len(set(part)) != len(part) for part in (*letters, out)):
         raise Misaligned("a diagonal")
-    operands = [(call[slot], list(part)) for slot, part in zip(sorted(call.values, key=int), letters, strict=True)]
-    shared = all(letter in out or sum(letter in part for part in letters) > 1 for part in letters for letter in part)
-    return program.contract(call.node, operands, list(out), uniform=shared)
+    operands = []
+    for slot, part in zip(sorted(call.values, key=int), letters, strict=True):
+        alone = {letter for letter in part if letter not in out and sum(letter in other for other in letters) == 1}
+        operands.append(_summed(program, call.node, call[slot], list(part), alone))
+    return program.contract(call.node, operands, list(out), uniform=True)
+
+
+def _summed(program: Program, node: str, x: Value, labels: Sequence[str], over: set[str]) -> tuple[Value, list[str]]:
+    """A tensor summed over some labels, and the labels it keeps; a constant comes out as many times as there are summands."""
+    kept = [label for label in labels if label not in over]
+    if not over:
+        return x, kept
+    size = multiply([program.table.size(axis) for label, axis in zip(labels, x.axes, strict=True) if label in over])
+    multiple = Fraction(size) if isinstance(size, int) else None
+    return program.contract(node, [(x, labels)], kept, multiple=multiple), kept
 
 
 # A table that is read row by row: every output row is one row of the weight, so what all rows share passes.
@@ -126,8 +141,10 @@ def _embedding(program: Program, call: Call) -> Value:
 def _sum(program: Program, call: Call) -> Value:
     x, over = call["input"], {d % len(call["input"].axes) for d in call.get("dims", range(len(call["input"].axes)))}
     labels = [str(i) for i in range(len(x.axes))]
-    kept = [label for i, label in enumerate(labels) if i not in over]
-    y = program.contract(call.node, [(x, labels)], kept, uniform=call.operation == "mean")
+    if call.operation == "sum":
+        y, _ = _summed(program, call.node, x, labels, {labels[i] for i in over})
+    else:
+        y = program.contract(call.node, [(x, labels)], [label for i, label in enumerate(labels) if i not in over], uniform=True)
     return program.reshape(y, call.shape)
 
 

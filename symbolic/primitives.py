@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import count, product
 
 import sympy as sp
@@ -51,7 +52,8 @@ class Contract:
     """out = sum over labels absent from `out` of the product of the operands.
 
     `linear` is false where the sum stands for a maximum. `uniform` says that windows are whole: what is constant over the summed labels of
-    one operand meets the sum of all the others. `averaged` is the operand that the others average: their product sums to one.
+    one operand meets the sum of all the others. `averaged` is the operand that the others average: their product sums to one. `multiple`
+    is what a constant becomes where there is one operand only: itself (a mean, a maximum, rows of a table) or n times itself (a sum).
     """
 
     node: str
@@ -60,6 +62,13 @@ class Contract:
     linear: bool = True
     uniform: bool = False
     averaged: int | None = None
+    multiple: Fraction | None = None
+
+    def constant(self, number: int) -> Fraction | None:
+        """By how much a constant operand, the same for all summed labels, is multiplied; None if what it meets is not a known number."""
+        if len(self.operands) == 1:
+            return self.multiple
+        return Fraction(1) if number == self.averaged else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +185,20 @@ class Program:
         *,
         linear: bool = True,
         uniform: bool = False,
+        multiple: Fraction | None = None,
     ) -> Value:
-        """Multiply operands and sum over the labels that `out` lacks; labels in `fresh` are new axes of the result."""
+        """Multiply operands and sum over the labels that `out` lacks; labels in `fresh` are new axes of the result.
+
+        A product of entries has whole windows; where there is one operand and windows are whole, a constant stays what it is.
+        """
         terms = [_term(value, labels) for value, labels in operands]
         known = self._unified(terms)
         axes = [self._out_axis(label, known, fresh or {}) for label in out]
         result = self.value(axes, fixed=all(t.value.fixed for t in terms))
-        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, uniform, self._averaged(terms, out)))
+        summing = any(label not in out for term in terms for label in term.labels if label is not None)
+        whole = uniform or not (summing or fresh)
+        multiple = Fraction(1) if multiple is None and whole else multiple
+        self.steps.append(Contract(node, _term(result, out), tuple(terms), linear, whole, self._averaged(terms, out), multiple))
         return result
 
     def add(self, node: str, operands: Sequence[Value], coefficients: Sequence[int] | None = None) -> Value:
@@ -279,6 +295,20 @@ def _term(value: Value, labels: Sequence[Label]) -> Term:
 def _aligned(value: Value, rank: int) -> list[Label]:
     missing = rank - len(value.axes)
     return [str(i + missing) if axis != () else None for i, axis in enumerate(value.axes)]
+
+
+def read_by(step: Primitive) -> Iterator[int]:
+    """The tensors that a primitive reads, once for every time it does."""
+    match step:
+        case Contract() | Add():
+            yield from (term.value.root for term in step.operands)
+        case Join():
+            yield step.whole.root
+            yield from (piece.root for piece in step.pieces if piece is not None)
+        case Pin():
+            yield step.value.root
+        case _:
+            yield step.operand.value.root
 
 
 # --- what the solvers see of a primitive: one cell for every choice of summands

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 
 import sympy as sp
 
 from noetherflow.symbolic.actions import INDEX_LETTERS, Action, Factor, Form, Image, Index, Patch
 from noetherflow.symbolic.algebras import Algebra, Carrier, Dressing
-from noetherflow.symbolic.annihilated import Dressed, Reader
+from noetherflow.symbolic.annihilated import Added, Dressed, Reader
 from noetherflow.symbolic.axes import Axis, Identity, Segment
+from noetherflow.symbolic.empty_columns import Columns
 from noetherflow.symbolic.families import Family
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.images import Images, is_image
@@ -44,8 +46,11 @@ class Writer:
         kind = "linear" if algebra is not None else ("rescale" if len(signs) == 2 else "scale")
         return self._symmetry(kind, family, atoms, actions)
 
-    def shift(self, family: Family) -> Symmetry:
-        """A family of shifts."""
+    def shift(self, family: Family, reads: Mapping[Unknown, Reader]) -> Symmetry:
+        """A family of shifts; `reads` are those of a weight along a direction that a normalisation leaves empty."""
+        reading = {u: reads[u] for u, c in family.vector.items() if c and u in reads}
+        if reading:
+            return self._symmetry("affine", family, family.atoms, self._sorted(list(self._read(family, reading))))
         actions = self._actions(family, family.atoms, "shift")
         whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
         images = any(action.form == "image" for action in actions)
@@ -58,36 +63,66 @@ class Writer:
         actions = self._sorted([self._turned(carrier, dressing, atoms) for carrier, dressing in turned])
         return Symmetry("complex" if algebra.pairs else "rotation", self._indices(atoms), actions, centred=algebra.centred)
 
+    def columns(self, columns: Columns) -> Symmetry:
+        """What all readers of an empty direction do together with the biases that they read."""
+        actions = []
+        for carrier, (sign, dressing) in columns.members.items():
+            if carrier.root in self._names:
+                turned = self._turned(carrier, _inverse(dressing) if sign < 0 else dressing, (columns.atom,))
+                actions.append(replace(turned, form="column", weight=sp.Integer(sign)))
+        return Symmetry("affine", self._indices((columns.atom,)), self._sorted(actions))
+
     def reader(self, reader: Reader) -> Symmetry:
-        """What a weight may do along a direction that a normalisation leaves empty."""
+        """What a weight may do along a direction that a normalisation leaves empty, where no bias was added on the way."""
         identities, patch = self._patches[reader.weight]
         free = tuple(d for d, identity in enumerate(identities) if identity not in reader.empty.along)
         gains = tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains)
-        name = self._names[reader.weight[0]]
-        actions = [Action(name, patch, free, sp.S.One, "shift", gains)]
-        for bias, behind in reader.empty.biases:
-            factors = (*gains[:behind], self._factor(bias, identities, 1))
-            actions.append(self._taken_back(reader, identities, patch, free, factors))
-        indices = self._indices(tuple(patch.indices[d].atom for d in free))
         seen = frozenset(i for i, d in enumerate(free) if identities[d] in reader.seen)
-        kind = "affine" if reader.empty.gains or reader.empty.biases else "translation"
-        return Symmetry(kind, indices, tuple(actions), zero_mean=seen)
+        action = Action(self._names[reader.weight[0]], patch, free, sp.S.One, "shift", gains)
+        kind = "affine" if gains else "translation"
+        return Symmetry(kind, self._indices(tuple(patch.indices[d].atom for d in free)), (action,), zero_mean=seen)
 
-    def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int) -> Factor:
+    def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int, start: int = 0) -> Factor:
+        """A gain or a bias, along the dimensions that identities have from `start` on."""
         root, block, indices = dressed
         own, patch = self._patches[root, block]
         there = dict(indices)
-        return Factor(self._names[root], patch, tuple(identities.index(there[identity]) for identity in own), power)
+        return Factor(self._names[root], patch, tuple(start + identities.index(there[identity]) for identity in own), power)
 
-    def _taken_back(
-        self, reader: Reader, identities: Sequence[Identity], patch: Patch, free: tuple[int, ...], factors: tuple[Factor, ...]
+    # A reader with the coefficients v adds s v to its result, s = <1/g, c> over the gains and biases of what it reads. All else that a
+    # family moves takes the factor s; where two readers answer each other, each takes the factor of the other.
+
+    def _read(self, family: Family, reading: Mapping[Unknown, Reader]) -> Iterator[Action]:
+        for unknown, coefficient in family.vector.items():
+            if unknown.root in self._names and coefficient:
+                others = [reader for u, reader in reading.items() if u != unknown and reader.empty.one_number]
+                for chosen in product(*(reader.empty.biases for reader in others)):
+                    yield self._multiplied(unknown, coefficient, family.atoms, reading.get(unknown), list(zip(others, chosen, strict=True)))
+
+    def _multiplied(
+        self, unknown: Unknown, coefficient: Fraction, atoms: Atoms, reader: Reader | None, by: Sequence[tuple[Reader, Added]]
     ) -> Action:
-        assert reader.bias is not None
-        own, bias = self._patches[reader.bias]
-        there = dict(reader.bias_indices)
-        kept = tuple(identities.index(there[identity]) for identity in own)
-        image = Image(factors, tuple(index.size for index in patch.indices), free, kept)
-        return Action(self._names[reader.bias[0]], bias, (), sp.S.NegativeOne, "image", image=image)
+        """One action of a family with readers, times one summand of the number s of each of some readers."""
+        identities, patch = self._patches[unknown.root, unknown.block]
+        action = self._action(unknown, coefficient, atoms, "shift")
+        if reader is not None:
+            action = replace(action, factors=tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains))
+        if not by:
+            return action
+        whole = tuple(range(len(patch.indices)))
+        image = action.image or Image(action.factors, tuple(i.size for i in patch.indices), action.places, whole)
+        for other, added in by:
+            image = self._summand(image, other, added)
+        weight = action.weight * sp.prod([_rational(added.multiple) for _, added in by])
+        return Action(action.parameter, patch, (), weight, "image", image=image)
+
+    def _summand(self, image: Image, reader: Reader, added: Added) -> Image:
+        """An image times one summand of a reader's s, which is a sum over dimensions of its own."""
+        identities, patch = self._patches[reader.weight]
+        along = [identity for identity in identities if identity in reader.empty.along]
+        start, sizes = len(image.sizes), tuple(patch.indices[identities.index(identity)].size for identity in along)
+        gains = (self._factor(gain, along, -1, start) for gain in reader.empty.gains[: added.behind])
+        return replace(image, factors=(*image.factors, *gains, self._factor(added.bias, along, 1, start)), sizes=(*image.sizes, *sizes))
 
     def axis_classes(self) -> dict[str, tuple[int, ...]]:
         """A class number for each axis of each parameter; an axis that is a product or a sum of indices counts as its first."""
@@ -120,14 +155,15 @@ class Writer:
         return Action(name, patch, _places(_dims(identities, unknown.indices), patch, atoms), weight, form)
 
     def _image(self, unknown: Unknown, tag: Identity, identities: Sequence[Identity], atoms: Atoms) -> Image:
-        image, partner = self.images.known[tag], self.images.indices[unknown]
-        theirs, patch = self._patches[image.weight, image.block]
-        met = dict(image.arguments)
-        arguments = tuple(theirs.index(met[atom]) for atom in atoms)
-        weight = Factor(self._names[image.weight], patch, tuple(range(len(theirs))))
-        return Image(
-            (weight,), tuple(index.size for index in patch.indices), arguments, tuple(theirs.index(partner[i]) for i in identities)
-        )
+        image, places = self.images.known[tag], self.images.indices[unknown]
+        arguments = dict(image.arguments)
+        kept = tuple(places[identity] for identity in identities)
+        return Image(tuple(self._passed(*factor) for factor in image.factors), image.sizes, tuple(arguments[a] for a in atoms), kept)
+
+    def _passed(self, root: int, block: Block, dimensions: tuple[tuple[Identity, int], ...], power: int) -> Factor:
+        identities, patch = self._patches[root, block]
+        along = dict(dimensions)
+        return Factor(self._names[root], patch, tuple(along[identity] for identity in identities), power)
 
     def _turned(self, carrier: Carrier, dressing: Dressing, atoms: Atoms) -> Action:
         identities, patch = self._patches[carrier.root, carrier.block]
@@ -167,6 +203,11 @@ class Writer:
                 chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in axes]
                 identities, patch = _patch(chosen)
                 yield _rational(coefficient), patch, _places(_dims(identities, unknown.indices), patch, atoms)
+
+
+def _inverse(dressing: Dressing) -> Dressing:
+    """Gains of what is contracted, as those of what it is contracted with."""
+    return frozenset((gain, -power) for gain, power in dressing)
 
 
 def _patch(chosen: Sequence[Segment]) -> Located:

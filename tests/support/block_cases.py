@@ -104,9 +104,7 @@ def logit_scale() -> nn.Module:
     )
 
 
-READER = "a reader without bias behind a norm with bias: beta <- beta + w, W <- W - (W w)(1/g)^T / <1/g, beta>"
 GLUED = "a softmax along glued pieces: what is constant along them all passes, the rule carries it for a single piece only"
-TWO_WEIGHTS = "a constant behind two weights: b <- b + v, c <- c - W (g v)"
 POST = "x <- x + 1 (u x) in front of a norm that the readers beside it undo: 4; the same behind the norm, with its gain: 1"
 
 ATTENTION: Final = partial(Case, shape=(5, 4))
@@ -146,21 +144,21 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     TOKENS("llama_without_gains", partial(llama, gain=False), dimension=16),
     TOKENS("llama_without_gains_tied", partial(llama, gain=False, tied=True), dimension=15),
     TOKENS("llama_of_two_layers", partial(llama, 2), dimension=45),
-    TOKENS("gpt2", gpt2, dimension=92, missing=4, why=READER),
+    TOKENS("gpt2", gpt2, dimension=96),
     TOKENS("gpt2_tied", partial(gpt2, tied=True), dimension=69),
-    TOKENS("gpt2_cross_entropy", gpt2, dimension=92 + 4, missing=4, why=READER, loss="cross_entropy"),
+    TOKENS("gpt2_cross_entropy", gpt2, dimension=96 + 4, loss="cross_entropy"),
     TOKENS("gpt2_tied_cross_entropy", partial(gpt2, tied=True), dimension=69 + 4, loss="cross_entropy"),
     TOKENS("post_norm_layer_norm", partial(post_norm, layer_norm, bias=True), dimension=65, missing=5, why=POST),
     TOKENS("post_norm_rms_norm", partial(post_norm, rms_norm, bias=False), dimension=22),
     TOKENS("parallel_without_biases", palm, dimension=64),
-    TOKENS("parallel_with_biases", gptj, dimension=63, missing=8, why=f"{READER}: 4; {TWO_WEIGHTS} (values, output map): 4"),
+    TOKENS("parallel_with_biases", gptj, dimension=71),
     TOKENS("relu_stack_without_gains", relu_stack, dimension=45),
     Case("lstm", partial(Recurrent, nn.LSTM, 9, 3, 2), (4,), 9 + 3 + 8, tokens=9),
     Case("gru", partial(Recurrent, nn.GRU, 9, 3, 2), (4,), 9 + 3 + 4, tokens=9),
     # images
     Case("vision_transformer", partial(VisionTransformer, token=False), (2, 4, 4), 95),
     Case("vision_transformer_with_class_token", partial(VisionTransformer, token=True), (2, 4, 4), 96, 4, GLUED),
-    Case("convnext", convnext, (2, 6, 6), 18, 3, TWO_WEIGHTS + " (layer scale, head)"),
+    Case("convnext", convnext, (2, 6, 6), 21),
     Case("squeeze_and_excitation", squeezed, (2, 4, 4), 4),
     Case("group_norm", partial(group_net, nn.ReLU()), (3,), 16),
     Case("group_norm_linear", group_net, (3,), 34),
