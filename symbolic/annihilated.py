@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from noetherflow.symbolic.axes import AxisTable, Identity
 from noetherflow.symbolic.ignored import Ignored, operand_patterns
-from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, cells, join_cells, read_by
+from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, Term, cells, join_cells, read_by
 
 # A block of a parameter, with its indices as those of the tensor that carries the direction.
 Dressed = tuple[int, Block, tuple[tuple[Identity, Identity], ...]]
@@ -152,18 +152,24 @@ class _Search:
         return None
 
     def _add(self, step: Add, row: Sequence[Cell]) -> None:
+        """Tensors that are empty in the same direction, behind the same gains, and biases, add up to one that is."""
         out, *operands = row
-        carrying = [i for i, (t, c) in enumerate(zip(step.operands, operands, strict=True)) if (t.value.root, c.block) in self._empty]
-        if len(carrying) != 1 or len(operands) != 2 or step.coefficients != (1, 1):
-            return
-        (number,) = carrying
-        mine, theirs, bias = operands[number], operands[1 - number], step.operands[1 - number].value
-        if bias.parameter is not None and theirs.leaves.keys() <= mine.leaves.keys():
-            empty = self._empty[step.operands[number].value.root, mine.block]
-            added = Added((bias.root, theirs.block, _indices(theirs, mine)), len(empty.gains))
-            moved = _moved(replace(empty, biases=(*empty.biases, added)), mine, out)
-            if moved is not None:
-                self._empty[step.out.value.root, out.block] = moved
+        carrying: list[Empty | None] = []
+        added: list[Added | None] = []
+        for term, cell, coefficient in zip(step.operands, operands, step.coefficients, strict=True):
+            empty = self._empty.get((term.value.root, cell.block))
+            if empty is not None:
+                moved = _moved(empty, cell, out)
+                carrying.append(moved.times(Fraction(coefficient)) if moved is not None else None)
+            else:
+                added.append(_bias(term, cell, out, coefficient))
+        whole = [empty for empty in carrying if empty is not None]
+        biases = [bias for bias in added if bias is not None]
+        alike = len({(empty.along, empty.gains) for empty in whole}) == 1
+        if alike and len(whole) == len(carrying) and len(biases) == len(added):
+            own = (replace(bias, behind=len(whole[0].gains)) for bias in biases)
+            every = (*(bias for empty in whole for bias in empty.biases), *own)
+            self._empty[step.out.value.root, out.block] = replace(whole[0], biases=every)
 
     def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell], factor: Fraction = Fraction(1)) -> None:
         empty = self._empty.get((source[0], source[1].block))
@@ -195,6 +201,13 @@ class _Search:
         patterns = operand_patterns(step, row, 1 - number, self._ignored)
         weight = step.operands[1 - number].value.root, theirs.block
         return Reader(weight, _renamed(empty, moved), frozenset().union(*patterns))
+
+
+def _bias(term: Term, cell: Cell, out: Cell, coefficient: int) -> Added | None:
+    """A parameter that is added, as far as its indices are those of the sum."""
+    if term.value.parameter is None or not cell.leaves.keys() <= out.leaves.keys():
+        return None
+    return Added((term.value.root, cell.block, _indices(cell, out)), 0, Fraction(coefficient))
 
 
 def _needed(empty: Empty) -> Iterator[Identity]:

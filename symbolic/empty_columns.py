@@ -13,7 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import sympy as sp
+
 from noetherflow.symbolic.algebras import PLAIN, Carrier, Dressing, Search
+from noetherflow.symbolic.axes import multiply
+from noetherflow.symbolic.graph import Size
+from noetherflow.symbolic.linear_systems import parameter_cells
 from noetherflow.symbolic.primitives import Block, Cell, Normalize, Program
 
 
@@ -80,4 +85,16 @@ class _Search(Search):
             labels, signed, dressed = self._labelled(start)
             alike = all(labels[carrier] == (1, PLAIN) for carrier in component if carrier in self.begun)
             if self.forbidden.isdisjoint(component) and signed and dressed and alike:
-                yield Columns(self.atoms[start][0], {c: labels[c] for c in component if c.root in self.roots})
+                found = Columns(self.atoms[start][0], {c: labels[c] for c in component if c.root in self.roots})
+                if self._are_seen(found):
+                    yield found
+
+    def _are_seen(self, columns: Columns) -> bool:
+        """Whether readers see every vector a: with fewer rows than columns, some a only shift the bias."""
+        table, blocks = self.program.table, {(root, block): leaves for _, root, block, leaves, _ in parameter_cells(self.program)}
+        rows: list[Size] = []
+        for carrier, (sign, _) in columns.members.items():
+            if sign < 0:
+                others = [leaf.size for leaf in blocks[carrier.root, carrier.block] if leaf.identity != carrier.index]
+                rows.append(multiply(others))
+        return bool(sp.Ge(sp.Add(*rows), table.atom_size(columns.atom)) == True)  # noqa: E712  # a symbolic comparison may be undecided

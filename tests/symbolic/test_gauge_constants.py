@@ -50,8 +50,8 @@ def gains() -> dict[str, Any]:
 def linear_maps() -> dict[str, Any]:
     return {
         "a": nn.Linear(3, 3),
-        "v": nn.Parameter(torch.randn(4, 3)),
-        "w": nn.Parameter(torch.randn(5, 4)),
+        "v": nn.Parameter(torch.randn(3, 3)),
+        "w": nn.Parameter(torch.randn(5, 3)),
         "c": nn.Parameter(torch.randn(5)),
     }
 
