@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from noetherflow.symbolic.axes import AxisTable, Identity
-from noetherflow.symbolic.ignored import Ignored, operand_patterns
+from noetherflow.symbolic.ignored import Ignored, operand_patterns, unmarked
 from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, Term, cells, join_cells, read_by
 
 # A block of a parameter, with its indices as those of the tensor that carries the direction.
@@ -198,7 +198,7 @@ class _Search:
         moved = {leaf.identity: theirs.leaves[place].identity for place, leaf in mine.leaves.items() if place in theirs.leaves}
         if along & out.leaves.keys() or not all(identity in moved for identity in _needed(empty)):
             return None
-        patterns = operand_patterns(step, row, 1 - number, self._ignored)
+        patterns = unmarked(operand_patterns(step, row, 1 - number, self._ignored))
         weight = step.operands[1 - number].value.root, theirs.block
         return Reader(weight, _renamed(empty, moved), frozenset().union(*patterns))
 

@@ -80,7 +80,7 @@ def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     members = [writer.shift(family, shifts.reads.get(family.atoms, {})) for family in shifts.families]
     members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in reading.values() if not r.empty.biases)]
     members += [writer.columns(columns) for columns in empty_columns(program) if not columns.readers <= shifts.reading_alone(reading)]
-    null = {(a.parameter, a.patch) for s in members if s.kind == "null" for a in s.actions}
+    null = {(a.parameter, a.patch) for s in members if s.kind == "null" and not s.zero_mean for a in s.actions}
     new = (s for s in members if s.dimension != 0 and (s.kind == "null" or any((a.parameter, a.patch) not in null for a in s.actions)))
     order = {name: i for i, name in enumerate(graph.parameters)}
     found = sorted(new, key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))

@@ -316,10 +316,11 @@ def read_by(step: Primitive) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One block of a term: which block it is, and the leaves behind every (label, position)."""
+    """One block of a term: which block it is, the leaves behind every (label, position), and the summand of each label that has some."""
 
     block: Block
     leaves: dict[tuple[str, int], Leaf]
+    summands: dict[str, Block]
 
 
 def cells(table: AxisTable, terms: Sequence[Term]) -> Iterator[list[Cell]]:
@@ -348,7 +349,7 @@ def _cell(segments: Mapping[str, Segment]) -> Cell:
     for label, segment in segments.items():
         block |= segment.choices
         leaves.update({(label, i): leaf for i, leaf in enumerate(segment.leaves)})
-    return Cell(block, leaves)
+    return Cell(block, leaves, {label: segment.choices for label, segment in segments.items() if segment.choices})
 
 
 def join_cells(table: AxisTable, step: Join) -> Iterator[tuple[Cell, Cell, Value]]:

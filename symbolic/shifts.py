@@ -25,12 +25,14 @@ from fractions import Fraction
 from noetherflow.symbolic.annihilated import READ, Reader, Readers
 from noetherflow.symbolic.axes import AxisTable, Identity, multiply
 from noetherflow.symbolic.equations import Chosen, Statement, each, equal_pieces, pinned, stated, summed, unchanged, unknown_of
-from noetherflow.symbolic.ignored import Ignored, operand_patterns
+from noetherflow.symbolic.ignored import Ignored, Pattern, marked, operand_patterns, unmarked
 from noetherflow.symbolic.images import Images
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown
 from noetherflow.symbolic.primitives import Add, Apply, Cell, Contract, Join, Normalize, Pin, Program, Turn, cells
 from noetherflow.symbolic.scalings import constant_along
 
+COMMON = -1
+"""Root of the unknowns that say what all pieces of a glued axis have in common."""
 Reads = dict[Atoms, dict[Unknown, Reader]]
 Total = dict[tuple[Atoms, Chosen], list[tuple[Unknown | None, int | Fraction]]]
 
@@ -66,11 +68,14 @@ class _Shifts:
 
     def contract(self, systems: Systems, table: AxisTable, step: Contract) -> None:
         rows = list(cells(table, (step.out, *step.operands)))
-        for row in rows:
+        seen = [[operand_patterns(step, row, number, self.ignored) for number in range(len(step.operands))] for row in rows]
+        pieces = [_in_all_pieces(patterns) for patterns in zip(*seen, strict=True)]
+        for row, found in zip(rows, seen, strict=True):
             total: Total = {where: [] for where in systems.positions(row)}
             for number in range(len(step.operands)):
-                patterns = operand_patterns(step, row, number, self.ignored)
-                self._operand(systems, step, row, number, patterns, total)
+                patterns = unmarked(found[number])
+                together = [(mark.name, rest) for mark, rest in marked(found[number]) if mark.name in pieces[number]]
+                self._operand(systems, step, row, number, patterns, together, total)
                 self._read(systems, step, row, number, patterns, total)
                 self.images.contract(systems, step, row, number, patterns)
             for (key, chosen), parts in total.items():
@@ -79,7 +84,14 @@ class _Shifts:
         self.images.average(systems, step, rows)
 
     def _operand(
-        self, systems: Systems, step: Contract, row: Sequence[Cell], number: int, patterns: set[frozenset[Identity]], total: Total
+        self,
+        systems: Systems,
+        step: Contract,
+        row: Sequence[Cell],
+        number: int,
+        patterns: set[frozenset[Identity]],
+        together: Sequence[tuple[str, frozenset[Identity]]],
+        total: Total,
     ) -> None:
         term, cell = step.operands[number], row[1 + number]
         multiple = step.constant(number)
@@ -87,9 +99,12 @@ class _Shifts:
             x = unknown_of(systems, term.value, cell, chosen) if term.value.root in self.movable else None
             if x is None or any(not pattern & x.indices for pattern in patterns):
                 continue
+            common = [name for name, pattern in together if not pattern & x.indices]
             if multiple is not None and all(label in step.out.labels for label, _ in chosen):
                 parts.append((x, multiple))
                 self.movable.add(step.out.value.root)
+            elif common:  # the same for all pieces of a glued axis
+                systems.state(key, summed([(x, 1), (_shared(systems, common[0], cell, chosen), -1)]))
             elif not self.images.begin(systems, key, chosen, step, row, number, x):
                 systems.state(key, {x: 1})
 
@@ -161,3 +176,21 @@ class _Shifts:
     def _reach(self, target: int, *sources: int) -> None:
         if self.movable.intersection(sources):
             self.movable.add(target)
+
+
+def _in_all_pieces(patterns: Sequence[set[Pattern]]) -> set[str]:
+    """What every piece of a glued axis ignores if it is the same for all, by the marks of all cells of one operand."""
+    held: dict[str, set[int]] = defaultdict(set)
+    counts: dict[str, int] = {}
+    for found in patterns:
+        for mark, _ in marked(found):
+            held[mark.name].add(mark.index)
+            counts[mark.name] = mark.count
+    return {name for name, indices in held.items() if len(indices) == counts[name]}
+
+
+def _shared(systems: Systems, name: str, cell: Cell, chosen: Chosen) -> Unknown:
+    """What all pieces of a glued axis shift by, with indices of its own: one for each label that the shift depends on."""
+    indices: dict[Identity, int] = {(name, *place): cell.leaves[place].atom for place in chosen}
+    systems.atoms.update(indices)
+    return Unknown(COMMON, frozenset(), frozenset({(name,), *indices}))
