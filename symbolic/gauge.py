@@ -17,7 +17,7 @@ import networkx as nx
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic import gauge_blocks, gauge_rules  # noqa: F401  # they fill the table of rules
-from noetherflow.symbolic.algebras import algebras, matrix_index
+from noetherflow.symbolic.algebras import algebras, matrix_indices
 from noetherflow.symbolic.annihilated import READ, Reader, Readers, readers
 from noetherflow.symbolic.axes import Identity, Leaf, Misaligned
 from noetherflow.symbolic.empty_columns import empty_columns
@@ -91,9 +91,10 @@ def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Wr
     """Scales, each as the matrices whose diagonal it is where there are some, and rotations."""
     matrices = algebras(program)
     families = _families(program, scale_equations(program, wanted))
-    larger = [matrix_index(program, matrices, family) for family in families]
+    larger = matrix_indices(program, matrices, families)
     scales = [writer.scale(family, algebra) for family, algebra in zip(families, larger, strict=True)]
-    rotations = [writer.rotation(algebra) for algebra in matrices if not any(algebra is used for used in larger)]
+    used = set(map(id, larger))
+    rotations = [writer.rotation(algebra) for algebra in matrices if id(algebra) not in used]
     return scales + rotations
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -37,6 +38,10 @@ class Writer:
         self._names = {value.root: name for name, value in parameters}
         self._order = {name: i for i, name in enumerate(self.graph.parameters)}
         self._patches = {(value.root, block): located for _, value in parameters for block, located in self._blocks(value)}
+        self._normalizations: dict[int, list[Normalize]] = defaultdict(list)
+        for step in self.program.steps:
+            if isinstance(step, Normalize) and not step.operand.value.fixed:
+                self._normalizations[step.operand.value.root].append(step)
 
     def scale(self, family: Family, algebra: Algebra | None) -> Symmetry:
         """A family of scales: diagonal, or the matrices whose diagonal it is."""
@@ -183,8 +188,9 @@ class Writer:
             yield segment.choices, _patch([next(s for s in parts if s.choices <= segment.choices) for parts in per_axis])
 
     def _absorbers(self, family: Family, atoms: tuple[int, ...]) -> Iterator[Absorber]:
-        for step in self.program.steps:
-            if isinstance(step, Normalize) and not step.operand.value.fixed:
+        changed = {unknown.root for unknown, c in family.vector.items() if c and unknown.root in self._normalizations}
+        for root in sorted(changed):  # tensors are numbered in the order of computation
+            for step in self._normalizations[root]:
                 yield from dict.fromkeys(self._absorbed_at(step, family.vector, atoms))  # summands along the batch absorb as one
 
     def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
