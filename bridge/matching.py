@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from noetherflow.bridge.folding import moving_nodes
+from noetherflow.bridge.origins import Origin
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 DEPTH: Final = 12  # how far back two computations are compared before they are taken for different
@@ -24,6 +25,8 @@ class Matcher:
     def __init__(self, graph: ArchitectureGraph) -> None:
         self.graph = graph
         self.moving = moving_nodes(graph)
+        self.origins: dict[str, Origin] = {}  # of normalisations that were gathered
+        self._positions = {node: i for i, node in enumerate(graph)}
 
     def operation(self, node: str) -> str:
         """The operation of a node."""
@@ -75,6 +78,12 @@ class Matcher:
         if not left and not a["parameters"]:
             return self.number(first) is not None  # two inputs, or two unknown constants, are not one
         return set(left) == set(right) and all(self.same(left[slot], right[slot], depth - 1) for slot in left)
+
+    def origin(self, node: str, *, written: bool = False) -> Origin:
+        """Where the values of a normalisation are made: at this node, if it was not gathered from others."""
+        data = self.graph.nodes[node]
+        known = Origin(node, data["module"], self._positions.get(node, -1), dict(data["parameters"]), written)
+        return self.origins.get(node, known)
 
     def used_once(self, node: str) -> bool:
         """Whether one operation alone reads a value, identities not counted."""

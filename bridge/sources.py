@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +12,8 @@ from noetherflow.bridge.bias_noise import BiasNoise
 from noetherflow.bridge.bundles import Bundle
 from noetherflow.bridge.capture import Capture
 from noetherflow.bridge.clipping import Clipping, references
-from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
-from noetherflow.bridge.norm_modules import Normalization
 from noetherflow.bridge.norm_noise import NormNoise
+from noetherflow.bridge.norm_places import NormPlaces
 from noetherflow.bridge.placing import Placing
 from noetherflow.numeric.rounding import accumulation, unit_roundoff
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -53,7 +52,9 @@ class Sources:
         self._modules = {path: own[module] for path, module in everywhere}  # a shared module has one name here
         self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
-        self.capture = Capture(self.model, self._calls(), tuple(producing))
+        places = NormPlaces.of(self.model, self.graph, self.laws)
+        self._nodes = places.nodes
+        self.capture = Capture(self.model, places.modules, tuple(producing), places.functions)
         self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
         self.biases = BiasNoise(self.model, self._bias_uses())
         needing = [law for law in self.laws if law.symmetry.absorbers or law.symmetry.number in self._vanishing]
@@ -136,28 +137,6 @@ class Sources:
         return torch.stack([noise.scale_sums, noise.scale_elements, max(inputs, default=0.0) * noise.weight_sums])
 
     # --- what is captured
-
-    def _calls(self) -> dict[str, list[Normalization]]:
-        """The calls of every module that laws need; a normalisation that no module makes cannot be captured."""
-        placings: dict[str, dict[Placing, None]] = {}
-        for law in self.laws:
-            for site in law.symmetry.absorbers:
-                if self._is_norm(site.node) and site.module in self._modules:
-                    placings.setdefault(site.node, {})[Placing.of(site)] = None
-        self._nodes = frozenset(placings)
-        needed = dict.fromkeys(self._modules[self.graph.nodes[node]["module"]] for node in placings)
-        return {path: [self._normalization(node, path, placings.get(node, {})) for node in self._norms_of(path)] for path in needed}
-
-    def _norms_of(self, path: str) -> list[str]:
-        return [n for n in self.graph.topological_order() if self._is_norm(n) and self._modules.get(self.graph.nodes[n]["module"]) == path]
-
-    def _is_norm(self, node: str) -> bool:
-        return self.graph.nodes[node]["operation"] in NORMALIZATIONS
-
-    def _normalization(self, node: str, path: str, placings: Iterable[Placing]) -> Normalization:
-        data = self.graph.nodes[node]
-        eps = float(data["attributes"].get("eps", 0.0))
-        return Normalization(node, path, Layout.of(self.graph, node), eps, data["parameters"].get("bias"), tuple(placings))
 
     def _is_unfelt_bias(self, law: Law) -> bool:
         """Whether the law says that a bias has no gradient, and no normalisation tells what rounding makes of that."""
