@@ -80,8 +80,6 @@ class Capture:
         Module that normalises by functions -> for each of its calls in one forward pass, in order, what it normalises.
     measuring : bool
         Whether the noise is measured in the coming step; it costs a pass over the activations, so it is done now and then.
-    inside : dict of str to torch.dtype
-        Node -> what a module of unknown type was found to compute in.
     """
 
     model: nn.Module
@@ -89,7 +87,6 @@ class Capture:
     producers: Sequence[str] = ()
     functions: Mapping[str, Sequence[Sequence[Expected]]] = field(default_factory=dict)
     measuring: bool = True
-    inside: dict[str, torch.dtype] = field(default_factory=dict)
     input_squares: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     _per_reference: dict[tuple[str, Placing], NormNoise] = field(default_factory=dict)
@@ -223,7 +220,6 @@ class Capture:
                 "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
             )
         else:
-            self.inside[norm.node] = found.dtype
             self._watch_output(norm, record, found.layout, found.gain, x, output)
 
     # --- functions

@@ -154,7 +154,7 @@ def _absorb(m: Matcher, node: str, norm: str, slot: str, parameter: str) -> None
     if m.graph.parameters[parameter].shape != shape[len(shape) - dims :] or m.shape(node) != shape or not m.used_once(norm):
         return
     data, origin = m.graph.nodes[norm], m.origin(norm)
-    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, **data["attributes"])
+    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, [norm], **data["attributes"])
     m.origins[node] = origin
 
 
@@ -209,7 +209,8 @@ def _attention(m: Matcher, node: str) -> None:
         if found and m.shape(products) == m.shape(scores):
             query, key, scale = found
             inputs = {"query": query, "key": key, "value": value, **({"mask": mask} if mask else {})}
-            m.replace(node, "attention", inputs, causal=False, dropout=dropout, scale=scale, grouped=False)
+            softmax = m.between(probabilities, [scores])
+            m.replace(node, "attention", inputs, {}, softmax, causal=False, dropout=dropout, scale=scale, grouped=False)
             return
 
 

@@ -63,8 +63,8 @@ def difference(expected: Sequence[Expected], heard: Sequence[Heard]) -> str:
     """Why what was heard is not what was traced, or ''."""
     if len(expected) != len(heard):
         return (
-            f"one call of the module that makes it was traced with {_count(len(expected))}, and {len(heard)} could be recognised in the run, "
-            f"so it cannot be told which is which. {ADVICE}"
+            f"one call of the module that makes it was traced with {_count(len(expected))}, and {len(heard)} could be recognised "
+            f"in the run, so it cannot be told which is which. {ADVICE}"
         )
     for number, (wanted, found) in enumerate(zip(expected, heard, strict=True), 1):
         if wanted.form not in found.inputs:

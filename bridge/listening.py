@@ -95,9 +95,9 @@ class Listener(TorchFunctionMode):
         """On if the innermost module is one to listen to. A mode that the module's own code put on over this one stays where it is."""
         wanted = bool(self._frames) and self._frames[-1].chains is not None
         if wanted and not self._on:
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
             self._on = True
-        elif self._on and not wanted and _get_current_function_mode() is self:
+        elif self._on and not wanted and _get_current_function_mode() is self:  # type: ignore[no-untyped-call]
             self.__exit__(None, None, None)
             self._on = False
 

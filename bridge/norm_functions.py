@@ -1,9 +1,9 @@
 """Normalisations that a forward pass makes without a module of their own, recognised as they are called.
 
-Two ways: one of torch's functions (``F.layer_norm``, ``torch.group_norm``, ...), which says itself what it does, or a written-out chain,
-x / sqrt(mean(x²) + eps). A chain is recognised at its last operation, by value: a tensor times (or over) one that is constant along its last
-axes, whose result is, to rounding, the tensor as the graph normalises it. Nothing else is known of it and nothing else is needed: what the
-eps lets through depends on the values and on the gradient at the result alone.
+Two ways: one of torch's functions (``F.layer_norm``, ``torch.group_norm``, ...), which says itself what it does, or a written-out
+chain, x / sqrt(mean(x²) + eps). A chain is recognised at its last operation, by value: a tensor times (or over) one that is constant
+along its last axes, whose result is, to rounding, the tensor as the graph normalises it. Nothing else is known of it and nothing else is
+needed: what the eps lets through depends on the values and on the gradient at the result alone.
 """
 
 from __future__ import annotations

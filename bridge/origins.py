@@ -53,7 +53,7 @@ def note_calls(graph: ArchitectureGraph, stack: Mapping[str, str]) -> None:
 
 def note_call_of(graph: ArchitectureGraph, node: str, stack: Mapping[str, str]) -> None:
     """Note which call of a module makes a node."""
-    graph.graph.setdefault("call_of", {})[node] = next(reversed(stack), "")
+    graph.graph.setdefault("call_of", {})[node] = next(reversed(list(stack)), "")
 
 
 def calls_of(graph: ArchitectureGraph, paths: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from noetherflow.bridge.clipping import Clipping, references
 from noetherflow.bridge.norm_noise import NormNoise
 from noetherflow.bridge.norm_places import NormPlaces
 from noetherflow.bridge.placing import Placing
-from noetherflow.numeric.rounding import accumulation, unit_roundoff
+from noetherflow.bridge.precisions import types_met
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.symmetries import Absorber
@@ -37,6 +37,8 @@ class Sources:
     ----------
     unseen : dict of int to str
         Number of a symmetry -> why its law could not be checked.
+    met : dict of int to Met
+        Number of a symmetry -> the coarsest types that its law meets.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Sources:
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
         places = NormPlaces.of(self.model, self.graph, self.laws)
         self._nodes = places.nodes
+        self.met = types_met(self.graph, self.laws, self._nodes)
         self.capture = Capture(self.model, places.modules, tuple(producing), places.functions)
         self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
         self.biases = BiasNoise(self.model, self._bias_uses())
@@ -95,7 +98,8 @@ class Sources:
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
-        if problem and site not in law.symmetry.breaking:
+        met = self.met[law.symmetry.number]
+        if problem and site not in law.symmetry.breaking and met.passed == met.absorbed:
             return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone
         if problem:
             self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
@@ -104,7 +108,7 @@ class Sources:
         coefficient = float(site.coefficient) * self._factor(law)
         noise = self.capture.noise(placing)
         if noise is not None:
-            vanishing += coefficient**2 * self._coarsening(law, site.node) * self._rows(law, noise)
+            vanishing += coefficient**2 * self._rows(law, noise)
         found = self.capture.current(placing)
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
             current += coefficient * found
@@ -119,15 +123,6 @@ class Sources:
             order = action.places
             placed = torch.stack([action.patch.view(row).permute(order).reshape(-1) for row in squares])
             vanishing += (float(action.weight) * self._factor(law)) ** 2 * placed
-
-    def _coarsening(self, law: Law, node: str) -> Tensor:
-        """How much larger the squared roundoffs are where a module casts to something coarser than the law's parameters inside."""
-        own = max((self._parameters[name].dtype for name in law.symmetry.parameters), key=unit_roundoff)
-        inside = max(own, self.capture.inside.get(node, own), key=unit_roundoff)
-        sums = unit_roundoff(accumulation(inside)) / unit_roundoff(accumulation(own))
-        elements = unit_roundoff(inside) / unit_roundoff(own)
-        factors = torch.tensor([sums, elements, 1.0], dtype=torch.float64, device=next(self.model.parameters()).device)
-        return factors.square().unsqueeze(1)
 
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""

@@ -17,7 +17,8 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
-from noetherflow.symbolic.symmetries import Absorber, Symmetry
+from noetherflow.symbolic.reaches import Reaches
+from noetherflow.symbolic.symmetries import Absorber, Reach, Symmetry
 
 Located = tuple[list[Identity], Patch]
 
@@ -33,6 +34,7 @@ class Writer:
     def __post_init__(self) -> None:
         parameters = self.program.parameters.items()
         self._names = {value.root: name for name, value in parameters}
+        self._reaches = Reaches(self.program)
         self._order = {name: i for i, name in enumerate(self.graph.parameters)}
         self._patches = {(value.root, block): located for _, value in parameters for block, located in self._blocks(value)}
 
@@ -42,14 +44,14 @@ class Writer:
         actions = self._actions(family, atoms, "scale" if algebra is None else "matrix")
         signs = {action.weight > 0 for action in actions}
         kind = "linear" if algebra is not None else ("rescale" if len(signs) == 2 else "scale")
-        return self._symmetry(kind, family, atoms, actions)
+        return self._symmetry(kind, family, atoms, actions, self._reaches.of_scale(family.vector))
 
     def shift(self, family: Family) -> Symmetry:
         """A family of shifts."""
         actions = self._actions(family, family.atoms, "shift")
         whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
-        images = any(action.form == "image" for action in actions)
-        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions)
+        images, reach = any(action.form == "image" for action in actions), self._reaches.of_shift(family.vector)
+        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions, reach)
 
     def rotation(self, algebra: Algebra) -> Symmetry:
         """The rotations along an index."""
@@ -71,7 +73,7 @@ class Writer:
         indices = self._indices(tuple(patch.indices[d].atom for d in free))
         seen = frozenset(i for i, d in enumerate(free) if identities[d] in reader.seen)
         kind = "affine" if reader.empty.gains or reader.empty.biases else "translation"
-        return Symmetry(kind, indices, tuple(actions), zero_mean=seen)
+        return Symmetry(kind, indices, tuple(actions), zero_mean=seen, reach=self._reaches.behind(self.graph, name))
 
     def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int) -> Factor:
         root, block, indices = dressed
@@ -97,9 +99,9 @@ class Writer:
             out[name] = tuple(leaves[0].atom if leaves else -1 for leaves in firsts)
         return out
 
-    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...]) -> Symmetry:
+    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...], reach: Reach) -> Symmetry:
         zero_mean = frozenset(range(len(atoms))) if family.zero_mean else frozenset()
-        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean)
+        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean, reach=reach)
 
     def _indices(self, atoms: Atoms) -> tuple[tuple[str, object], ...]:
         return tuple(zip(INDEX_LETTERS, [self.program.table.atom_size(a) for a in atoms], strict=False))
