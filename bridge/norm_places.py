@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import networkx as nx
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ from noetherflow.symbolic.laws import Law
 MOVES: Final = frozenset({"identity", "permute", "constant", "parameter"})
 """What may stand before or behind the normalisation in a module that only normalises."""
 GAINS: Final = frozenset({"multiply", "add", "scale"})
-"""What may join a parameter to it, behind it."""
+"""What may make a gain out of parameters."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,14 @@ class _Finder:
         return len(norms) == len(self.calls(path)) and all(self._only_normalises(node, frozenset(inside)) for node in inside)
 
     def _only_normalises(self, node: str, inside: frozenset[str]) -> bool:
-        operation = self.graph.nodes[node]["operation"]
+        """Whether an operation moves what is normalised, gives it a gain that parameters make, or makes that gain."""
+        operation, producers = self.graph.nodes[node]["operation"], list(self.graph.predecessors(node))
         if node in self.origins or operation in MOVES:
             return True
-        producers = (producer for producer in self.graph.predecessors(node) if _is_made(self.graph.nodes[producer]))
-        return operation in GAINS and all(producer in inside for producer in producers)
+        if operation == "multiply":
+            return inside.issuperset(producers)
+        of_parameters = not self.origins.keys() & nx.ancestors(self.graph, node)
+        return operation in GAINS and of_parameters and all(n in inside or not _is_made(self.graph.nodes[n]) for n in producers)
 
     # --- modules that normalise by functions
 
