@@ -63,18 +63,18 @@ def difference(expected: Sequence[Expected], heard: Sequence[Heard]) -> str:
     """Why what was heard is not what was traced, or ''."""
     if len(expected) != len(heard):
         return (
-            f"one call of the module that makes it was traced with {_count(len(expected))}, and {len(heard)} could be recognised "
-            f"in the run, so it cannot be told which is which. {ADVICE}"
+            f"its module was traced with {_count(len(expected))} in a call, and {len(heard)} could be recognised in the run, so it cannot "
+            f"be told which of them it is. {ADVICE}"
         )
     for number, (wanted, found) in enumerate(zip(expected, heard, strict=True), 1):
         if wanted.form not in found.inputs:
             shown = " or ".join(map(str, found.inputs))
-            return f"number {number} of the module that makes it was traced as {wanted.form}, and was {shown} in the run. {ADVICE}"
+            return f"number {number} of its module was traced as {wanted.form}, and was {shown} in the run. {ADVICE}"
         another = found.weight is not wanted.weight if wanted.weight is not None else (found.weight is not None) != wanted.weighted
         if another:
-            return f"number {number} of the module that makes it has another gain in the run than the one that was traced. {ADVICE}"
+            return f"number {number} of its module has another gain in the run than the one that was traced. {ADVICE}"
     return ""
 
 
 def _count(number: int) -> str:
-    return f"{number} normalisation{'s' if number != 1 else ''} made by functions"
+    return f"{number} normalisation{'s' if number != 1 else ''} called as {'functions' if number != 1 else 'a function'}"

@@ -304,7 +304,7 @@ def test_another_number_of_normalisations_is_not_checked() -> None:
     unchecked = doubtful(lambda model: setattr(model.part, "repeat", True))
     assert [f.name for f in unchecked] == ["scale part.layer.weight +1"]
     assert "(module 'part')" in unchecked[0].reason or "(module 'again')" in unchecked[0].reason
-    assert "traced with 1 normalisation made by functions, and 2 could be recognised in the run" in unchecked[0].reason
+    assert "traced with 1 normalisation called as a function in a call, and 2 could be recognised in the run" in unchecked[0].reason
     assert "module of its own" in unchecked[0].reason
 
 
@@ -337,7 +337,7 @@ class TunableChain(Tunable):
             r"was traced as layer_norm of 8 (2 axes, eps 0.01), and was layer_norm of 8 (2 axes, eps 0.02) in the run",
         ),
         (Tunable, "other", True, "has another gain in the run than the one that was traced"),
-        (TunableChain, "eps", 2 * EPS, "traced with 1 normalisation made by functions, and 0 could be recognised in the run"),
+        (TunableChain, "eps", 2 * EPS, "traced with 1 normalisation called as a function in a call, and 0 could be recognised in the run"),
     ],
 )
 def test_another_normalisation_is_not_checked(kind: type[Tunable], attribute: str, value: object, why: str) -> None:
@@ -358,7 +358,7 @@ def test_one_that_nothing_reads_makes_the_others_doubtful() -> None:
 
     unchecked = doubtful(lambda model: None, lambda: Block(forward, first=nn.Linear(5, WIDTH), last=nn.Linear(WIDTH, 3)))
     assert [f.kind for f in unchecked] == ["scale"]
-    assert "traced with 1 normalisation made by functions, and 2 could be recognised" in unchecked[0].reason
+    assert "traced with 1 normalisation called as a function in a call, and 2 could be recognised" in unchecked[0].reason
 
 
 # --- who is listened to
