@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -10,14 +10,19 @@ from torch import Tensor
 
 from noetherflow.bridge.bundles import Bundle
 from noetherflow.bridge.monitor import Monitor
+from noetherflow.bridge.precisions import Met
 from noetherflow.bridge.prediction import Prediction
 from noetherflow.bridge.tally import Tally
 from noetherflow.numeric.findings import FamilyRecord
 from noetherflow.numeric.report import Report
+from noetherflow.numeric.rounding import unit_roundoff
 from noetherflow.symbolic.charges import formula
 from noetherflow.symbolic.drawing import draw_svg
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws
+
+SHOWN = 4
+"""Number of laws that a note names."""
 
 
 def report_of(
@@ -61,7 +66,7 @@ def report_of(
         opaque=tuple(f"{node}: {why}" for node, why in laws.opaque.items()),
         directory=directory,
         graph_svg=draw_svg(graph, laws.symmetries),
-        notes=(_bound_note(monitor), *_symmetry_note(laws)),
+        notes=(_bound_note(monitor), *_type_notes(monitor), *_symmetry_note(laws)),
     )
 
 
@@ -121,6 +126,19 @@ def _bound_note(monitor: Monitor) -> str:
         f"The bound is {monitor.confidence:.2f} standard deviations of the rounding error, derived from the dtype, the sizes of the "
         "tensors and the law's own response; independent roundings exceed it anywhere in the run with probability below 1e-6."
     )
+
+
+def _type_notes(monitor: Monitor) -> Iterator[str]:
+    """Which laws the model's own casts make less exact than its parameters are."""
+    found: dict[torch.dtype, list[str]] = {}
+    for law in monitor.laws:
+        own = max((monitor.state.dtype(name) for name in law.symmetry.parameters), key=unit_roundoff)
+        met = monitor.met.get(law.symmetry.number, Met()).with_all(own)
+        if unit_roundoff(met.absorbed) > unit_roundoff(own):
+            found.setdefault(met.absorbed, []).append(law.name)
+    for dtype, names in found.items():
+        shown = ", ".join(f"'{name}'" for name in names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        yield f"The model computes in {dtype} where these laws pass, so they are bounded by its roundings: {shown}."
 
 
 def _symmetry_note(laws: Laws) -> tuple[str, ...]:

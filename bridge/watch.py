@@ -160,8 +160,8 @@ class Watch:
         names = tuple(dict.fromkeys(name for law in members for name in law.symmetry.parameters))
         state = State(self.model, self.optimizer, names)
         sign = self.sabotage.sign if self.sabotage else 1.0
-        self._monitor = Monitor(members, state, gradient_lengths(self.graph), sign=sign)
         self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
+        self._monitor = Monitor(members, state, gradient_lengths(self.graph), sign=sign, met=self._sources.met)
         self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None
         if self._pending is not None:
             self._monitor.load_state_dict(self._pending)

@@ -118,6 +118,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     for node in graph.topological_order():
         if node in alive:
             values[node] = _lowered(program, graph, node, values, (replaced or {}).get(node))
+            program.made[node] = values[node].root
     for node in ends:
         program.pin(node, values[node])
     flatten_sums(program)

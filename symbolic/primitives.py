@@ -146,13 +146,17 @@ Primitive = Contract | Add | Apply | Normalize | Turn | Join | Pin
 
 @dataclass
 class Program:
-    """A graph written in primitives, in the order of computation; `probabilities` are tensors that sum to one along an axis."""
+    """A graph written in primitives, in the order of computation.
+
+    `probabilities` are tensors that sum to one along an axis; `made` tells which tensor a node of the graph gives.
+    """
 
     table: AxisTable = field(default_factory=AxisTable)
     steps: list[Primitive] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
     probabilities: dict[int, Axis] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
     _roots: Iterator[int] = field(default_factory=count)
 
     def value(self, axes: Sequence[Axis], *, fixed: bool = False, parameter: str | None = None) -> Value:

@@ -16,7 +16,7 @@ def flatten_sums(program: Program) -> None:
     """Write every sum that is read once, by a sum, out in that one; the program computes the same."""
     uses = Counter(root for step in program.steps for root in read_by(step))
     sums: dict[int, Add] = {}  # by the tensor that each makes, if it is read once
-    gone: set[int] = set()
+    gone: dict[int, int] = {}  # tensors that are no longer made -> the sum that they are part of
     steps: list[Primitive] = []
     for step in program.steps:
         written = _written_out(step, sums, gone) if isinstance(step, Add) else step
@@ -24,9 +24,13 @@ def flatten_sums(program: Program) -> None:
             sums[written.out.value.root] = written
         steps.append(written)
     program.steps[:] = [step for step in steps if not (isinstance(step, Add) and step.out.value.root in gone)]
+    for node, root in program.made.items():
+        while root in gone:
+            root = gone[root]
+        program.made[node] = root
 
 
-def _written_out(step: Add, sums: Mapping[int, Add], gone: set[int]) -> Add:
+def _written_out(step: Add, sums: Mapping[int, Add], gone: dict[int, int]) -> Add:
     operands: list[Term] = []
     coefficients: list[int] = []
     for term, coefficient in zip(step.operands, step.coefficients, strict=True):
@@ -38,5 +42,5 @@ def _written_out(step: Add, sums: Mapping[int, Add], gone: set[int]) -> Add:
         label_of = dict(zip(inner.out.labels, term.labels, strict=True))
         operands += [replace(t, labels=tuple(None if label is None else label_of[label] for label in t.labels)) for t in inner.operands]
         coefficients += [coefficient * c for c in inner.coefficients]
-        gone.add(term.value.root)
+        gone[term.value.root] = step.out.value.root
     return replace(step, operands=tuple(operands), coefficients=tuple(coefficients))

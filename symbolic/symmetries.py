@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,22 @@ class Absorber:
     sizes: tuple[Size, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where in a network a change of parameters is felt: what happens anywhere else does not matter to its law, rounding included.
+
+    Parameters
+    ----------
+    passed : frozenset of str
+        Nodes whose value moves, or where what moves meets what compensates it.
+    absorbed : frozenset of str
+        Nodes whose normalisation does not see the change.
+    """
+
+    passed: frozenset[str] = frozenset()
+    absorbed: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Symmetry:
     """A family of parameter transformations that leave the network's function (with the traced loss) unchanged on every batch.
@@ -63,6 +79,8 @@ class Symmetry:
         Positions of the indices over which coefficients must have zero mean.
     centred : bool
         Only rotations that fix (1, ..., 1).
+    reach : Reach
+        Where it is felt; empty for rotations, and where it is not known.
     """
 
     kind: str
@@ -72,6 +90,7 @@ class Symmetry:
     zero_mean: frozenset[int] = frozenset()
     centred: bool = False
     number: int = 0
+    reach: Reach = field(default=Reach(), compare=False, repr=False)
 
     @property
     def matrix(self) -> bool:

@@ -20,7 +20,8 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
-from noetherflow.symbolic.symmetries import Absorber, Symmetry
+from noetherflow.symbolic.reaches import Reaches
+from noetherflow.symbolic.symmetries import Absorber, Reach, Symmetry
 
 Located = tuple[list[Identity], Patch]
 
@@ -36,6 +37,7 @@ class Writer:
     def __post_init__(self) -> None:
         parameters = self.program.parameters.items()
         self._names = {value.root: name for name, value in parameters}
+        self._reaches = Reaches(self.program)
         self._order = {name: i for i, name in enumerate(self.graph.parameters)}
         self._patches = {(value.root, block): located for _, value in parameters for block, located in self._blocks(value)}
         self._normalizations: dict[int, list[Normalize]] = defaultdict(list)
@@ -49,17 +51,18 @@ class Writer:
         actions = self._actions(family, atoms, "scale" if algebra is None else "matrix")
         signs = {action.weight > 0 for action in actions}
         kind = "linear" if algebra is not None else ("rescale" if len(signs) == 2 else "scale")
-        return self._symmetry(kind, family, atoms, actions)
+        return self._symmetry(kind, family, atoms, actions, self._reaches.of_scale(family.vector))
 
     def shift(self, family: Family, reads: Mapping[Unknown, Reader]) -> Symmetry:
         """A family of shifts; `reads` are those of a weight along a direction that a normalisation leaves empty."""
         reading = {u: reads[u] for u, c in family.vector.items() if c and u in reads}
         if reading:
-            return self._symmetry("affine", family, family.atoms, self._sorted(list(self._read(family, reading))))
+            actions = self._sorted(list(self._read(family, reading)))
+            return self._symmetry("affine", family, family.atoms, actions, self._reaches.of_shift(family.vector))
         actions = self._actions(family, family.atoms, "shift")
         whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
-        images = any(action.form == "image" for action in actions)
-        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions)
+        images, reach = any(action.form == "image" for action in actions), self._reaches.of_shift(family.vector)
+        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions, reach)
 
     def rotation(self, algebra: Algebra) -> Symmetry:
         """The rotations along an index."""
@@ -83,9 +86,11 @@ class Writer:
         free = tuple(d for d, identity in enumerate(identities) if identity not in reader.empty.along)
         gains = tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains)
         seen = frozenset(i for i, d in enumerate(free) if identities[d] in reader.seen)
-        action = Action(self._names[reader.weight[0]], patch, free, sp.S.One, "shift", gains)
-        kind = "affine" if gains else "translation"
-        return Symmetry(kind, self._indices(tuple(patch.indices[d].atom for d in free)), (action,), zero_mean=seen)
+        name = self._names[reader.weight[0]]
+        action = Action(name, patch, free, sp.S.One, "shift", gains)
+        indices = self._indices(tuple(patch.indices[d].atom for d in free))
+        reach = self._reaches.behind(self.graph, name)
+        return Symmetry("affine" if gains else "translation", indices, (action,), zero_mean=seen, reach=reach)
 
     def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int, start: int = 0) -> Factor:
         """A gain or a bias, along the dimensions that identities have from `start` on."""
@@ -137,9 +142,9 @@ class Writer:
             out[name] = tuple(leaves[0].atom if leaves else -1 for leaves in firsts)
         return out
 
-    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...]) -> Symmetry:
+    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...], reach: Reach) -> Symmetry:
         zero_mean = frozenset(range(len(atoms))) if family.zero_mean else frozenset()
-        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean)
+        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean, reach=reach)
 
     def _indices(self, atoms: Atoms) -> tuple[tuple[str, object], ...]:
         return tuple(zip(INDEX_LETTERS, [self.program.table.atom_size(a) for a in atoms], strict=False))
