@@ -94,6 +94,7 @@ class Sources:
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
+        problem = "the law's charges lie along an index that data choose" if site.picked else problem
         if problem and site not in law.symmetry.breaking:
             return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone
         if problem:
@@ -142,7 +143,7 @@ class Sources:
         placings: dict[str, dict[Placing, None]] = {}
         for law in self.laws:
             for site in law.symmetry.absorbers:
-                if self._is_norm(site.node) and site.module in self._modules:
+                if self._is_norm(site.node) and site.module in self._modules and not site.picked:
                     placings.setdefault(site.node, {})[Placing.of(site)] = None
         self._nodes = frozenset(placings)
         needed = dict.fromkeys(self._modules[self.graph.nodes[node]["module"]] for node in placings)

@@ -26,6 +26,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
+from noetherflow.symbolic.operations import PICKED_BY, VIEWS
 from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import shift_equations
@@ -105,7 +106,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     if not len(graph):
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
-    program = Program()
+    program = Program(alone=_picked_alone(graph))
     values: dict[str, Value] = {}
     sinks = [n for n in graph if graph.out_degree(n) == 0]
     ends = [n for n in sinks if graph.nodes[n]["operation"] in ("output", "cross_entropy", "mean_square")] or sinks
@@ -116,6 +117,18 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     for node in ends:
         program.pin(node, values[node])
     return program
+
+
+def _picked_alone(graph: ArchitectureGraph) -> frozenset[str]:
+    """Nodes that pick by a tensor of indices which no other node, looking through views, picks by."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for node, data in graph.nodes(data=True):
+        source = graph.inputs_of(node).get(PICKED_BY.get(data["operation"], ""), "")
+        while source and graph.nodes[source]["operation"] in VIEWS and len(graph.inputs_of(source)) == 1:
+            (source,) = graph.inputs_of(source).values()
+        if data["operation"] in PICKED_BY:
+            sources[source or node].append(node)
+    return frozenset(nodes[0] for nodes in sources.values() if len(nodes) == 1)
 
 
 def _lowered(program: Program, graph: ArchitectureGraph, node: str, values: dict[str, Value], replacing: Rule | None) -> Value:
