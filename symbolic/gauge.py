@@ -26,7 +26,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
-from noetherflow.symbolic.operations import PICKED_BY, VIEWS
+from noetherflow.symbolic.picks import PICKED_BY, index_source
 from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import shift_equations
@@ -123,11 +123,8 @@ def _picked_alone(graph: ArchitectureGraph) -> frozenset[str]:
     """Nodes that pick by a tensor of indices which no other node, looking through views, picks by."""
     sources: dict[str, list[str]] = defaultdict(list)
     for node, data in graph.nodes(data=True):
-        source = graph.inputs_of(node).get(PICKED_BY.get(data["operation"], ""), "")
-        while source and graph.nodes[source]["operation"] in VIEWS and len(graph.inputs_of(source)) == 1:
-            (source,) = graph.inputs_of(source).values()
         if data["operation"] in PICKED_BY:
-            sources[source or node].append(node)
+            sources[index_source(graph, node)[0] or node].append(node)
     return frozenset(nodes[0] for nodes in sources.values() if len(nodes) == 1)
 
 

@@ -40,11 +40,6 @@ _normed = Operation(("input",), ("weight", "bias"))
 _recurrent = Operation(("input", "weight_ih", "weight_hh"), ("bias_ih", "bias_hh"))
 _loss = Operation(("input",), ("target", "weight"))
 
-# Operations that pick along an axis, and the slot of their indices.
-PICKED_BY: Final[dict[str, str]] = {"embedding": "input", "index_select": "index", "gather": "index"}
-# Operations that only rename or repeat what they read.
-VIEWS: Final = frozenset({"identity", "reshape", "permute", "expand"})
-
 OPERATIONS: Final[dict[str, Operation]] = {
     # ends
     "input": Operation(()),

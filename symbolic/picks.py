@@ -15,8 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from noetherflow.symbolic.axes import Axis, AxisTable, Identity, Misaligned
+from noetherflow.symbolic.graph import ArchitectureGraph
+
+# Operations that pick along an axis, and the slot of their indices.
+PICKED_BY: Final[dict[str, str]] = {"embedding": "input", "index_select": "index", "gather": "index"}
+# Operations that only rename or repeat what they read.
+VIEWS: Final = frozenset({"identity", "reshape", "permute", "expand"})
 
 Label = str | None
 Place = tuple[Label, int]
@@ -137,3 +144,22 @@ def _joined(table: AxisTable, first: Pick, second: Pick) -> bool:
         table.restore(before)
         return False
     return True
+
+
+def index_source(graph: ArchitectureGraph, node: str) -> tuple[str, ...]:
+    """What chooses at a node, looking through views, and those views, the last first; an empty name if nothing chooses there.
+
+    Examples
+    --------
+    >>> graph = ArchitectureGraph()
+    >>> _ = graph.add_parameter("e", (5, 3)), graph.add_operation("x", "input", shape=(4, 2), dtype="int64")
+    >>> _ = graph.add_operation("flat", "reshape", {"input": "x"}, shape=(8,), dtype="int64")
+    >>> _ = graph.add_operation("h", "embedding", {"input": "flat"}, {"weight": "e"}, shape=(8, 3))
+    >>> index_source(graph, "h"), index_source(graph, "flat")
+    (('x', 'flat'), ('',))
+    """
+    source, views = graph.inputs_of(node).get(PICKED_BY.get(graph.nodes[node]["operation"], ""), ""), []
+    while source and graph.nodes[source]["operation"] in VIEWS and len(graph.inputs_of(source)) == 1:
+        views.append(source)
+        (source,) = graph.inputs_of(source).values()
+    return source, *views
