@@ -109,6 +109,7 @@ READER = "a reader without bias behind a norm with bias: beta <- beta + w, W <- 
 GLUED = "a softmax along glued pieces: what is constant along them all passes, the rule carries it for a single piece only"
 TWO_WEIGHTS = "a constant behind two weights: b <- b + v, c <- c - W (g v)"
 ROUTED_IMAGE = "a bias against another behind a weight that is picked: b[e] <- b[e] + v[e], c[e] <- c[e] - W[e] v[e]"
+PRODUCT = "the product P of two tables is a table to its reader: P <- P X, so A <- A + (P X - P) / B, not affine"
 COMPUTED = "indices computed from others: that e -> e + 1 is one to one is not known, so what depends on e is not undone at e + 1"
 POST = "x <- x + 1 (u x) in front of a norm that the readers beside it undo: 4; the same behind the norm, with its gain: 1"
 
@@ -216,7 +217,7 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     Case("routed_to_sorted_behind", routed(2, picks="sorted"), (4,), 2 + 4),
     Case("routed_to_the_next_behind", routed(2, picks="next"), (4,), 2 + 4, 4, COMPUTED),
     FEW_TOKENS("tables_multiplied", tables("product"), dimension=7 * 3),
-    FEW_TOKENS("tables_multiplied_with_head", tables("product", out=5), dimension=7 * 3 + 3),
+    FEW_TOKENS("tables_multiplied_with_head", tables("product", out=5), dimension=7 * 3 + 3, missing=6, why=PRODUCT),
     FEW_TOKENS("tables_added", tables("sum", out=5), dimension=7 * 3 + 9),
     FEW_TOKENS("table_squared", tables("square", 1), dimension=0),
     FEW_TOKENS("tables_of_neighbours", tables("neighbours"), dimension=3),

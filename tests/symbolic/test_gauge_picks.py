@@ -190,6 +190,7 @@ def test_a_norm_behind_tables_that_no_family_tells_apart_is_seen_as_before() -> 
 # --- real models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "hidden"), [("mixtral", 24), ("qwen3_moe", 6)])
 def test_every_hidden_unit_of_every_expert_has_a_scale(name: str, hidden: int) -> None:
     torch.set_default_dtype(torch.float32)
