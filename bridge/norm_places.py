@@ -68,7 +68,7 @@ class _Finder:
         placings: dict[str, dict[Placing, None]] = {}
         for law in laws:
             for site in law.symmetry.absorbers:
-                if site.node in self.origins and self.path(site.node) is not None:
+                if site.node in self.origins and self.path(site.node) is not None and not site.picked:
                     placings.setdefault(site.node, {})[Placing.of(site)] = None
         made = {node: self.normalization(node, tuple(placings.get(node, ()))) for node in self.norms if self.path(node) is not None}
         needed = dict.fromkeys(made[node].path for node in placings)

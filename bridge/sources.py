@@ -98,6 +98,7 @@ class Sources:
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
+        problem = "the law's charges lie along an index that data choose" if site.picked else problem
         met = self.met[law.symmetry.number]
         if problem and site not in law.symmetry.breaking and met.passed == met.absorbed:
             return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone

@@ -62,6 +62,8 @@ class Site:
         For each index of the family, the dimension of the patch that carries it.
     sizes : tuple of Size
         Of the axes of z, as traced.
+    picked : bool
+        The family tells apart what data chose, which z has no axis for: in `patch` and `sizes` axes for it follow z's own.
     """
 
     node: str
@@ -72,6 +74,7 @@ class Site:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
+    picked: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,8 @@ def _written(
     found = []
     for step in sites:
         value, f = step.operand.value, functions[step.node]
-        sizes = tuple(writer.program.table.size(axis) for axis in value.axes)
         operation = writer.graph.nodes[step.node]["operation"]
-        for coefficient, patch, places in writer.changes(value, value.axes, family.vector, family.atoms):
-            found.append(Site(step.node, operation, coefficient, f, defect(f, change), patch, places, sizes))
+        for coefficient, seen in writer.changes(value, value.axes, family.vector, family.atoms):
+            placed = seen.patch, seen.places, seen.sizes, seen.picked
+            found.append(Site(step.node, operation, coefficient, f, defect(f, change), *placed))
     return BrokenSymmetry(symmetry, tuple(found))

@@ -27,6 +27,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
 from noetherflow.symbolic.images import Images, images_in, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
+from noetherflow.symbolic.picks import PICKED_BY, index_source
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import Reads, shift_equations
@@ -110,7 +111,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     if not len(graph):
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
-    program = Program()
+    program = Program(alone=_picked_alone(graph))
     values: dict[str, Value] = {}
     sinks = [n for n in graph if graph.out_degree(n) == 0]
     ends = [n for n in sinks if graph.nodes[n]["operation"] in ("output", "cross_entropy", "mean_square")] or sinks
@@ -123,6 +124,15 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
         program.pin(node, values[node])
     flatten_sums(program)
     return program
+
+
+def _picked_alone(graph: ArchitectureGraph) -> frozenset[str]:
+    """Nodes that pick by a tensor of indices which no other node, looking through views, picks by."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for node, data in graph.nodes(data=True):
+        if data["operation"] in PICKED_BY:
+            sources[index_source(graph, node)[0] or node].append(node)
+    return frozenset(nodes[0] for nodes in sources.values() if len(nodes) == 1)
 
 
 def _lowered(program: Program, graph: ArchitectureGraph, node: str, values: dict[str, Value], replacing: Rule | None) -> Value:

@@ -13,6 +13,7 @@ import sympy as sp
 
 from noetherflow.symbolic.axes import Misaligned, multiply
 from noetherflow.symbolic.gauge_table import Call, aligned_labels, biased, grouped, rational, rule
+from noetherflow.symbolic.graph import Shape
 from noetherflow.symbolic.primitives import Program, Value
 
 # What is at most this is minus infinity after a softmax: the lowest numbers of the float types are used for it.
@@ -123,18 +124,48 @@ def _summed(program: Program, node: str, x: Value, labels: Sequence[str], over: 
     return program.contract(node, [(x, labels)], kept, multiple=multiple), kept
 
 
-# A table that is read row by row: every output row is one row of the weight, so what all rows share passes.
+# A table that is read row by row: what is picked by the same tensor of indices keeps the row's number as an index of its own (`picks`).
 # torch gives the padding row no gradient: it must not move, nor need to.
 
 
 @rule("embedding")
 def _embedding(program: Program, call: Call) -> Value:
     weight, row = call["weight"], call.get("padding_idx")
-    batch = [f"n{i}" for i in range(len(call.shape) - 1)]
+    by = [f"n{i}" for i in range(len(call.shape) - 1)]
     if row is not None and row >= 0:
         program.pin(call.node, program.piece(call.node, weight, 0, row, 1))
-    sizes = dict(zip(batch, call.shape, strict=False))
-    return program.contract(call.node, [(weight, ["v", "d"])], [*batch, "d"], sizes, uniform=True)
+    return program.pick(call.node, weight, ["v", "d"], "v", _indices(program, call, "input", call.shape[:-1]), by, [*by, "d"])
+
+
+@rule("index_select")
+def _index_select(program: Program, call: Call) -> Value:
+    x, rank = call["input"], len(call["input"].axes)
+    dim = call.get("dim") % rank
+    labels, more = [str(i) for i in range(rank)], len(call.shape) - rank + 1
+    by = [f"n{i}" for i in range(more)]
+    index = _indices(program, call, "index", call.shape[dim : dim + more])
+    return program.pick(call.node, x, labels, labels[dim], index, by, [*labels[:dim], *by, *labels[dim + 1 :]])
+
+
+# out[i, j] = T[i, index[i, j]]: the indices lie along all axes, those of the table among them
+
+
+@rule("gather")
+def _gather(program: Program, call: Call) -> Value:
+    x, dim = call["input"], call.get("dim") % len(call.shape)
+    sizes = [program.table.size(axis) for axis in x.axes]
+    if len(sizes) != len(call.shape) or any(a != b for i, (a, b) in enumerate(zip(sizes, call.shape, strict=True)) if i != dim):
+        raise Misaligned("a part of the axes that are kept")
+    labels = [str(i) for i in range(len(sizes))]
+    by = [*labels[:dim], "n", *labels[dim + 1 :]]
+    return program.pick(call.node, x, labels, labels[dim], _indices(program, call, "index", call.shape), by, by)
+
+
+def _indices(program: Program, call: Call, slot: str, shape: Shape) -> Value:
+    """The tensor of indices; one that nothing else is picked by, where it is not given."""
+    index = call.values.get(slot)
+    known = index is not None and index.fixed and tuple(map(program.table.size, index.axes)) == tuple(shape)
+    return index if index is not None and known else program.fresh(shape, fixed=True)
 
 
 @rule("sum", "mean")

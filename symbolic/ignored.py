@@ -61,16 +61,21 @@ def ignored_directions(program: Program) -> Ignored:
 def operand_patterns(step: Contract, row: Sequence[Cell], number: int, ignored: Ignored) -> set[Pattern]:
     """Patterns, in the indices of one operand of a contraction, that pass it and are ignored behind it.
 
-    A product with operands that know nothing of an index is constant along it if this operand is; so is a maximum over windows.
+    A product with operands that know nothing of an index is constant along it if this operand is; so is a maximum over windows. What is
+    constant along all that is averaged passes an average as it is.
     """
     out, mine = row[0], row[1 + number]
     term, others = step.operands[number], [o for i, o in enumerate(step.operands) if i != number]
     if not step.linear and not step.uniform:
         return set()
-    extra: Pattern = frozenset() if step.linear else _along(mine, {label for label in term.labels if label not in step.out.labels})
+    summed = {label for label in term.labels if label not in step.out.labels}
+    extra: Pattern = frozenset() if step.linear else _along(mine, summed)
+    averaged = number == step.averaged and mine.split.isdisjoint(summed)
     found = set()
     for pattern in ignored.get((step.out.value.root, out.block), set()):
         places = _places(out, pattern)
+        if averaged and not _marks(pattern):
+            found.add(frozenset(mine.leaves[p].identity for p in places if p in mine.leaves) | _along(mine, summed))
         missing = [place for place in places if place not in mine.leaves]
         if any(label in other.labels for label, _ in places for other in others):
             continue

@@ -33,6 +33,9 @@ class Absorber:
     sizes : tuple of Size
         Sizes of the kept axes in the graph: the channels for BatchNorm, the batch and the positions for LayerNorm, the batch and the
         groups for GroupNorm.
+    picked : bool
+        The family tells apart what data chose (the expert, the token), which the tensor has no axis for: in `patch` and `sizes` axes for
+        it follow the kept ones.
     """
 
     node: str
@@ -42,6 +45,7 @@ class Absorber:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
+    picked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import sympy as sp
 from noetherflow.symbolic.actions import INDEX_LETTERS, Action, Factor, Form, Image, Index, Patch
 from noetherflow.symbolic.algebras import Algebra, Carrier, Dressing
 from noetherflow.symbolic.annihilated import Added, Dressed, Reader
-from noetherflow.symbolic.axes import Axis, Identity, Segment
+from noetherflow.symbolic.axes import Axis, Identity, Segment, multiply
 from noetherflow.symbolic.empty_columns import Columns
 from noetherflow.symbolic.families import Family
-from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
@@ -24,6 +24,39 @@ from noetherflow.symbolic.reaches import Reaches
 from noetherflow.symbolic.symmetries import Absorber, Reach, Symmetry
 
 Located = tuple[list[Identity], Patch]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a family acts on a tensor.
+
+    Parameters
+    ----------
+    patch : Patch
+    places : tuple of int
+        For each index of the family, the dimension of the patch that carries it.
+    sizes : tuple of Size
+        Of the axes.
+    picked : bool
+        Whether the family tells apart what data chose (the expert, the token): then axes for the chosen indices follow the tensor's own.
+    """
+
+    patch: Patch
+    places: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    picked: bool = False
+
+    @property
+    def volume(self) -> sp.Expr:
+        """Number of entries of the block."""
+        return sp.sympify(multiply([index.size for index in self.patch.indices]))
+
+    def along_axes(self, count: int) -> Seen:
+        """The same seen along the first axes, the tensor's own; as it is where an index of the family lies along another."""
+        indices = tuple(index for index in self.patch.indices if index.axis < count)
+        if any(self.patch.indices[place].axis >= count for place in self.places):
+            return replace(self, picked=True)
+        return Seen(Patch(self.patch.offsets[:count], indices), self.places, self.sizes[:count])
 
 
 @dataclass
@@ -201,19 +234,24 @@ class Writer:
     def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
         value, module = step.operand.value, self.graph.nodes[step.node]["module"]
         kept = [axis for i, axis in enumerate(value.axes) if str(i) not in step.over]
-        sizes = tuple(self.program.table.size(axis) for axis in kept)
-        for coefficient, patch, places in self.changes(value, kept, vector, atoms):
-            yield Absorber(step.node, module, coefficient, step.eps, patch, places, sizes)
+        for coefficient, seen in self.changes(value, kept, vector, atoms):
+            yield Absorber(step.node, module, coefficient, step.eps, seen.patch, seen.places, seen.sizes, seen.picked)
 
-    def changes(
-        self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]
-    ) -> Iterator[tuple[sp.Rational, Patch, tuple[int, ...]]]:
-        """What a family does to a tensor, seen along some of its axes: coefficient, block, and where the family's indices lie in it."""
+    def changes(self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]) -> Iterator[tuple[sp.Rational, Seen]]:
+        """What a family does to a tensor, seen along some of its axes (those of indices that data chose come last, and all of them)."""
+        sizes = tuple(self.program.table.size(axis) for axis in axes)
+        found: dict[tuple[sp.Rational, Seen], set[Seen]] = defaultdict(set)  # summands along other axes are seen as one
         for unknown, coefficient in vector.items():
             if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
                 chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in axes]
                 identities, patch = _patch(chosen)
-                yield _rational(coefficient), patch, _places(_dims(identities, unknown.indices), patch, atoms)
+                seen = Seen(patch, _places(_dims(identities, unknown.indices), patch, atoms), sizes)
+                found[_rational(coefficient), seen.along_axes(len(axes) - len(value.picks))].add(seen)
+        for (coefficient, plain), parts in found.items():
+            if plain.picked or sum((part.volume for part in parts), start=sp.S.Zero) != plain.volume * multiply(sizes[len(plain.sizes) :]):
+                yield from ((coefficient, replace(part, picked=True)) for part in sorted(parts, key=str))
+            else:
+                yield coefficient, plain
 
 
 def _inverse(dressing: Dressing) -> Dressing:
