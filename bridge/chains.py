@@ -13,6 +13,7 @@ import torch
 
 from noetherflow.bridge.matching import Matcher
 from noetherflow.bridge.norm_layout import NORMALIZATIONS
+from noetherflow.bridge.precisions import INSIDE, NORMALISED
 from noetherflow.bridge.rotations import gather_rotation
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -154,7 +155,8 @@ def _absorb(m: Matcher, node: str, norm: str, slot: str, parameter: str) -> None
     if m.graph.parameters[parameter].shape != shape[len(shape) - dims :] or m.shape(node) != shape or not m.used_once(norm):
         return
     data, origin = m.graph.nodes[norm], m.origin(norm)
-    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, [norm], **data["attributes"])
+    attributes = {name: value for name, value in data["attributes"].items() if name not in (INSIDE, NORMALISED)}  # noted anew
+    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, [norm], **attributes)
     m.origins[node] = origin
 
 
