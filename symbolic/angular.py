@@ -145,7 +145,7 @@ def derive_momentum(forms: tuple[Form, ...], same_momentum: bool) -> MomentumBal
     --------
     >>> from noetherflow.symbolic.rules import sgd_form
     >>> derive_momentum((sgd_form(momentum=True, nesterov=False, maximize=False),), True).equations
-    (Eq(K', -J*(tau - 1) + K*mu),)
+    (Eq(K', J*(1 - tau) + K*mu),)
     >>> derive_momentum((sgd_form(momentum=True, nesterov=True, maximize=False),), True).sources
     (Wedge(b, g),)
     """
