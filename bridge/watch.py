@@ -121,6 +121,7 @@ class Watch:
     _handles: list[Any] = field(default_factory=list)
     _recorder: Recorder | None = None
     _monitor: Monitor | None = None
+    _momenta: MomentumMonitor | None = None
     _laws: Laws | None = None
     _pending: dict[str, Any] | None = None
     _loss_check: LossCheck | None = None
@@ -149,6 +150,13 @@ class Watch:
             raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
         return self._monitor
 
+    @property
+    def momenta(self) -> MomentumMonitor:
+        """Those of angular momenta."""
+        if self._momenta is None:
+            raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
+        return self._momenta
+
     def _derive(self, inputs: Sequence[Any]) -> None:
         self.graph = trace(self.model, *inputs, loss=self.loss)
         laws = derive(self.graph, rule_of(self.optimizer))
@@ -164,7 +172,7 @@ class Watch:
         state = State(self.model, self.optimizer, names)
         sign, lengths = self.sabotage.sign if self.sabotage else 1.0, gradient_lengths(self.graph)
         self._momenta = MomentumMonitor(turning, state, lengths, sign=sign)
-        self._monitor = Monitor(members, state, lengths, sign=sign, beside=self._momenta.count)
+        self._monitor = Monitor(members, state, lengths, sign=sign, beside=self.momenta.count)
         self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
         self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None
         if self._pending is not None:
@@ -176,7 +184,7 @@ class Watch:
         kind = next(self.model.parameters()).device.type
         if torch.is_autocast_enabled(kind):
             self.monitor.compute_in(torch.get_autocast_dtype(kind))
-            self._momenta.compute_in(torch.get_autocast_dtype(kind))
+            self.momenta.compute_in(torch.get_autocast_dtype(kind))
 
     # --- the run
 
@@ -232,7 +240,7 @@ class Watch:
 
     def _families(self) -> list[dict[str, Any]]:
         laws = [law for b in self.monitor.bundles for law in b.laws]
-        turning = slices(self._momenta)
+        turning = slices(self.momenta)
         names = unique_names([law.name for law in laws] + [law.name for law, _ in turning])
         sizes = [entries(law) for law in laws] + [size for _, size in turning]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -256,16 +264,16 @@ class Watch:
             hyper = self.sabotage.hyperparameters(hyper)
         if not monitor.started:
             monitor.begin(hyper)
-            self._momenta.begin(hyper)
+            self.momenta.begin(hyper)
             self._record()
         monitor.before_step(hyper, self._sources.of)
-        self._momenta.before_step(hyper)
+        self.momenta.before_step(hyper)
         if self.sabotage:
-            self.sabotage.predictions(monitor.predictions, self._momenta.carried)
+            self.sabotage.predictions(monitor.predictions, self.momenta.carried)
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.monitor.after_step()
-        self._momenta.after_step(self.monitor.confidence)
+        self.momenta.after_step(self.monitor.confidence)
         self._sources.clear(measuring=self.monitor.refreshes)
         if self.monitor.after and self.monitor.step % self.record_every == 0:
             self._record()
@@ -275,7 +283,7 @@ class Watch:
     def _record(self, step: int | None = None) -> None:
         if self._recorder is None or not self.monitor.started:
             return
-        tallies, z = [*self.monitor.tallies, *recorded(self._momenta)], self.monitor.confidence
+        tallies, z = [*self.monitor.tallies, *recorded(self.momenta)], self.monitor.confidence
         columns = {
             "measured": torch.cat([t.measured for t in tallies]),
             "predicted": torch.cat([t.predicted for t in tallies]),
@@ -292,11 +300,11 @@ class Watch:
         """The verdict so far: every law, its residual against its bound, and the budget of what moved it."""
         if self._recorder is not None:
             self._recorder.flush()
-        return report_of(self.monitor, self._momenta, self.laws, self.graph, self.directory, self.settings, self._sources.unseen)
+        return report_of(self.monitor, self.momenta, self.laws, self.graph, self.directory, self.settings, self._sources.unseen)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, to be stored beside the model's and the optimizer's states."""
-        return {**self.monitor.state_dict(), "momenta": self._momenta.state_dict()}
+        return {**self.monitor.state_dict(), "momenta": self.momenta.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state; call before entering the watch, with the same model, optimizer and directory."""
@@ -306,9 +314,10 @@ class Watch:
             self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
+        if "momenta" not in state:
+            raise RunError(f"The stored state has no angular momenta, only {sorted(state)}. Start the watch anew from here.", keys=sorted(state))
         self.monitor.load_state_dict(state)
-        if "momenta" in state:
-            self._momenta.load_state_dict(state["momenta"])
+        self.momenta.load_state_dict(state["momenta"])
 
 
 def _folder(where: Path | str | None) -> Path:

@@ -171,11 +171,13 @@ def momentum(symmetry: Symmetry, action: Action, buffer: str = "b") -> sp.Expr:
     entry, change = symmetry.action_symbols(action)
     own, place = entry.indices, action.places[-1]
     first, second = own[place], sp.Symbol(f"{symmetry.indices[-1][0]}_2", integer=True)
-    term = sp.IndexedBase(f"{buffer}_{entry.base}")[own] * change.function / _generator_in(change.function)
-    row, column = _generator_in(change.function).indices[-2:]
+    scale, summed = change.as_coeff_Mul()
+    x = next(x for x in summed.function.atoms(sp.Indexed) if x.base == GENERATOR)
+    term = sp.IndexedBase(f"{buffer}_{entry.base}")[own] * summed.function / x
+    row, column = x.indices[-2:]
     here = term.xreplace({row: first, column: second})
     there = term.xreplace({row: second, column: first})
-    part = change.as_coeff_Mul()[0] * (here - there)
+    part = scale * (here - there)
     kept = {own[p] for p in action.places}
     ranges = [(letter, 0, index.size - 1) for letter, index in zip(own, action.patch.indices, strict=True) if letter not in kept]
     return sp.Sum(part, *ranges) if ranges else part
@@ -186,10 +188,6 @@ def _centred(matrix: sp.Expr, symmetry: Symmetry) -> sp.Expr:
     letter, n = symmetry.indices[-1]
     i, j, z = sp.Symbol(letter, integer=True), sp.Symbol(f"{letter}_2", integer=True), sp.Symbol("z", integer=True)
     return matrix - sp.Sum(matrix.xreplace({i: z}) + matrix.xreplace({j: z}), (z, 0, n - 1)) / n
-
-
-def _generator_in(expression: sp.Expr) -> sp.Indexed:
-    return next(iter(x for x in expression.atoms(sp.Indexed) if x.base == GENERATOR))
 
 
 def momentum_formula(law: MomentumLaw, limit: int = 4) -> str:
