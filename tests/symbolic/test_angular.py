@@ -45,12 +45,16 @@ def odd_form() -> Form:
 
 def decoupled_form() -> Form:
     """Weight decay beside the step, as in SGDW."""
-    return replace(FORMS["momentum"], name="decoupled", equations=((AFTER, MU * BEFORE + (1 - TAU) * GRADIENT), (STEP, AFTER + DECAY * THETA)))
+    return replace(
+        FORMS["momentum"], name="decoupled", equations=((AFTER, MU * BEFORE + (1 - TAU) * GRADIENT), (STEP, AFTER + DECAY * THETA))
+    )
 
 
 def signed_form() -> Form:
     """A step that is no combination of vectors; the buffer is one."""
-    return replace(FORMS["momentum"], name="signed", equations=((AFTER, MU * BEFORE + (1 - TAU) * (GRADIENT + DECAY * THETA)), (STEP, AFTER**3)))
+    return replace(
+        FORMS["momentum"], name="signed", equations=((AFTER, MU * BEFORE + (1 - TAU) * (GRADIENT + DECAY * THETA)), (STEP, AFTER**3))
+    )
 
 
 FURTHER = {"odd": odd_form(), "decoupled": decoupled_form(), "signed": signed_form()}
@@ -280,7 +284,9 @@ def residual_graph(gain: bool = False) -> ArchitectureGraph:
         graph.add_parameter(name, shape)
     for name in ("gain_1", "gain_2") if gain else ():
         graph.add_parameter(name, (n,))
-    stream = graph.add_operation("e", "linear", {"input": graph.add_operation("x", "input", shape=(8, 3))}, {"weight": "embed"}, shape=(8, n))
+    stream = graph.add_operation(
+        "e", "linear", {"input": graph.add_operation("x", "input", shape=(8, 3))}, {"weight": "embed"}, shape=(8, n)
+    )
     normed = [{"weight": f"gain_{i}"} if gain else {} for i in (1, 2)]
     first = graph.add_operation("n1", "rms_norm", {"input": stream}, normed[0], shape=(8, n), dims=1, eps=0.0)
     hidden = graph.add_operation("u", "linear", {"input": first}, {"weight": "up"}, shape=(8, 7))
