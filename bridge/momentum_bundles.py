@@ -1,7 +1,7 @@
 """Laws of angular momenta that share one law and its parameter groups, evaluated as one flat vector of matrices.
 
-Every law has one antisymmetric matrix, or one for each index that it does not turn (a head, a pair of RoPE's): its blocks. What is read lies
-row by row, whole; what is kept are the entries above the diagonal.
+Every law has one antisymmetric matrix, or one for each index that it does not turn (a head, a pair of RoPE's): its blocks. What is read
+lies row by row, whole; what is kept are the entries above the diagonal.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class MomentumMonitor:
         return late + [need for p, held in enumerate(b.balance.buffers) for need in (_of_buffer(p) if held else _of_step(p))]
 
     def _operands(self, b: MomentumBundle, position: int, names: tuple[str, str]) -> tuple[str, str]:
-        """The tensors of ⟨A x, y⟩ = ½⟨X, y xᵀ - x yᵀ⟩, y first; both buffers, before and after, are the one that the optimizer holds then."""
+        """The tensors of ⟨A x, y⟩ = ½⟨X, y xᵀ - x yᵀ⟩, y first; the buffer before and after is the one that the optimizer holds then."""
         held = b.balance.buffers[position] or ()
         found = TENSORS | {vector.name: BUFFER_NAME for vector in held}
         return found[names[1]], found[names[0]]
@@ -179,7 +179,8 @@ class MomentumMonitor:
             weights = self._weights(b, self._hyper)
             if weights is not None:  # a group at rest: what its gradients are is not to be seen, nor then the others' sum
                 self._advance(n, values, rows, weights)
-                self._confront(n, sum((w * m for w, m in zip(weights, measured, strict=True)), torch.zeros_like(measured[0])), rows, confidence)
+                total = sum((w * m for w, m in zip(weights, measured, strict=True)), torch.zeros_like(measured[0]))
+                self._confront(n, total, rows, confidence)
             self.carried[n].measured = measured
         self._snapshot = {}
 

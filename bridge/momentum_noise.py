@@ -2,13 +2,13 @@
 
 With unit roundoff u of the parameters, P their rows and B those of the buffer, for the entry (i, j) of K and one step:
 
-- the update θ' = fl(θ - η u) rounds twice, each time by at most u|θ'|, and K pairs that up with b': σ² = 2 u² Σ_k (P_ik² B_jk² + P_jk² B_ik²)
+- the update θ' = fl(θ - η u) rounds twice, each time by at most u|θ'|; K pairs that up with b': σ² = 2 u² Σ_k (P_ik² B_jk² + P_jk² B_ik²)
 - a gradient entry sums M products in the accumulation dtype (roundoff a) and comes out of passes that round activations (`PASSES`), as the
   buffer is rounded: σ² = (M a² + PASSES u²) Σ_k (P_ik² G_jk² + P_jk² G_ik²), with |G| ≤ |B'| + |B| + λ|P| in rows' lengths
 - the evaluation itself, in float64
 
-Sums of fourth order are known exactly every `REFRESH` steps; in between their ratio to products of rows' squared lengths, at most 1, is kept,
-the largest seen. Where the momentum is that of the step itself, Δ takes the place of B, and the update's rounding pairs up with P.
+Sums of fourth order are known exactly every `REFRESH` steps; in between their ratio to products of rows' squared lengths, at most 1, is
+kept, the largest seen. Where the momentum is that of the step itself, Δ takes the place of B, and the update's rounding pairs up with P.
 
 Source: higham2019probabilistic for independent roundings; own for the sums.
 """

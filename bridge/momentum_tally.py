@@ -52,7 +52,8 @@ class MomentumTally:
         direction = direction / direction.norm(dim=1, keepdim=True)
         zero = torch.zeros_like(initial[:, 0])
         value = (direction * initial).sum(1)
-        own = {"initial": initial, "direction": direction, "measured": value, "predicted": value, "first": zero - 1, "first_entry": zero - 1}
+        own = {"initial": initial, "direction": direction, "measured": value, "predicted": value}
+        own |= {"first": zero - 1, "first_entry": zero - 1}
         return cls(**{f.name: own.get(f.name, zero).clone() for f in fields(cls)})
 
     def take(self, step: int, measured: Tensor, predicted: Tensor, deviation: Tensor, size: Tensor, confidence: float) -> None:
