@@ -65,7 +65,7 @@ class MomentumBundle:
     @property
     def count(self) -> int:
         """Number of entries that are kept."""
-        return self.kept[-1].stop
+        return sum(blocks * (n * (n - 1) // 2) for blocks, n in self.shapes)
 
     def upper(self, flat: Tensor, *, squares: bool = False) -> Tensor:
         """The entries above the diagonal of whole matrices, those of centred families after the projection.
@@ -115,8 +115,8 @@ class MomentumBundle:
     def response(self) -> Compiled:
         """How much of K is in K', how errors travel; and the weights of the groups."""
         whole = sp.Add(self.balance.before, *self.balance.terms.values())
-        weights = {("weight", str(p)): w for p, w in enumerate(self.balance.weights)}
-        return compile_expressions({("momentum",): sp.expand(whole).coeff(ANGULAR, 1), **weights})
+        out: dict[tuple[str, ...], sp.Expr] = {("weight", str(p)): w for p, w in enumerate(self.balance.weights)}
+        return compile_expressions(out | {("momentum",): sp.expand(whole).coeff(ANGULAR, 1)})
 
     @cached_property
     def sources(self) -> tuple[tuple[int, sp.Symbol, tuple[str, str]], ...]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.bundles import entries
+from noetherflow.bridge.bundles import Bundle, entries
 from noetherflow.bridge.kernels_heads import reduce_all
 from noetherflow.bridge.kernels_torch import Reducer, Request, reduce
+from noetherflow.bridge.momentum_bundles import MomentumBundle
 from noetherflow.symbolic.actions import Action, Patch
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.momenta import MomentumLaw
@@ -24,25 +24,6 @@ from noetherflow.symbolic.momenta import MomentumLaw
 Slot = tuple[int, int, str]  # bundle, position of the group, quantity
 Tensors = Mapping[str, Tensor]
 BlockKey = tuple[str, Patch]
-
-
-class Gathered(Protocol):
-    """Laws as they lie in one flat vector: a `Bundle`, or one of momenta."""
-
-    @property
-    def laws(self) -> Sequence[Law | MomentumLaw]:
-        """The laws."""
-        ...
-
-    @property
-    def starts(self) -> Sequence[int]:
-        """Where each begins."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Length of the vector."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -139,12 +120,14 @@ class Values:
         return source[start : start + size] if start is not None else source.new_zeros(size)
 
 
-def compile_plan(bundles: Sequence[Gathered], wanted: Mapping[int, Sequence[tuple[int, Wanted]]], backend: Reducer = reduce) -> Plan:
+def compile_plan(
+    bundles: Sequence[Bundle | MomentumBundle], wanted: Mapping[int, Sequence[tuple[int, Wanted]]], backend: Reducer = reduce
+) -> Plan:
     """Collect the reductions of all bundles.
 
     Parameters
     ----------
-    bundles : sequence of Bundle, or of bundles of momenta
+    bundles : sequence of Bundle or of MomentumBundle
     wanted : mapping
         Bundle number -> (position of the group, what) for each quantity.
     backend : Reducer

@@ -21,12 +21,14 @@ from noetherflow.bridge.findings import report_of, unique_names
 from noetherflow.bridge.loss_check import LossCheck
 from noetherflow.bridge.momentum_findings import recorded, slices
 from noetherflow.bridge.momentum_monitor import MomentumMonitor
+from noetherflow.bridge.momentum_tally import MomentumTally
 from noetherflow.bridge.monitor import Monitor
 from noetherflow.bridge.noise import gradient_lengths
 from noetherflow.bridge.optimizers import rule_of
 from noetherflow.bridge.sabotage import Sabotage
 from noetherflow.bridge.sources import Sources
 from noetherflow.bridge.state import State, check
+from noetherflow.bridge.tally import Tally
 from noetherflow.bridge.trace import Loss, trace
 from noetherflow.errors import RunError
 from noetherflow.numeric.recorder import Recorder
@@ -168,7 +170,8 @@ class Watch:
                 "No conservation law was found for this model, so there is nothing to watch. "
                 f"Opaque operations: {dict(laws.opaque) or 'none'}."
             )
-        names = tuple(dict.fromkeys(name for law in (*members, *turning) for name in law.symmetry.parameters))
+        moving = [law.symmetry for law in members] + [law.symmetry for law in turning]
+        names = tuple(dict.fromkeys(name for symmetry in moving for name in symmetry.parameters))
         state = State(self.model, self.optimizer, names)
         sign, lengths = self.sabotage.sign if self.sabotage else 1.0, gradient_lengths(self.graph)
         self._momenta = MomentumMonitor(turning, state, lengths, sign=sign)
@@ -283,7 +286,8 @@ class Watch:
     def _record(self, step: int | None = None) -> None:
         if self._recorder is None or not self.monitor.started:
             return
-        tallies, z = [*self.monitor.tallies, *recorded(self.momenta)], self.monitor.confidence
+        tallies: list[Tally | MomentumTally] = [*self.monitor.tallies, *recorded(self.momenta)]
+        z = self.monitor.confidence
         columns = {
             "measured": torch.cat([t.measured for t in tallies]),
             "predicted": torch.cat([t.predicted for t in tallies]),
@@ -315,7 +319,9 @@ class Watch:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         if "momenta" not in state:
-            raise RunError(f"The stored state has no angular momenta, only {sorted(state)}. Start the watch anew from here.", keys=sorted(state))
+            raise RunError(
+                f"The stored state has no angular momenta, only {sorted(state)}. Start the watch anew from here.", keys=sorted(state)
+            )
         self.monitor.load_state_dict(state)
         self.momenta.load_state_dict(state["momenta"])
 

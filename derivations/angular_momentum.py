@@ -3,8 +3,8 @@
 # %% [markdown]
 # # Angular momentum: what a rotation has in place of a charge
 #
-# **Claim** (`marcotte2024keep`, for two-layer linear networks). Along the momentum flow $\ddot\theta + \gamma\dot\theta + \nabla f(\theta) = 0$
-# an antisymmetric generator $\xi(\theta) = A\theta$ of a symmetry of $f$ conserves $e^{\gamma t}\langle A\theta, \dot\theta\rangle$, and a
+# **Claim** (`marcotte2024keep`, for two-layer linear networks). Along the momentum flow
+# $\ddot\theta + \gamma\dot\theta + \nabla f(\theta) = 0$ an antisymmetric generator $\xi(\theta) = A\theta$ of a symmetry of $f$ conserves $e^{\gamma t}\langle A\theta, \dot\theta\rangle$, and a
 # symmetric one conserves nothing.
 #
 # **Claim** (own). At any step size, for every mini-batch and without remainder, SGD with buffer $b$ (after the step, as $\theta$ is) obeys
@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 import noetherflow as nf
 from noetherflow.bridge.momentum_monitor import MomentumMonitor
+from noetherflow.bridge.watch import Watch
+from noetherflow.numeric.findings import FamilyRecord
 from noetherflow.numeric.palette import ACCENTS, BAD, GOOD, INK, STYLE
 from noetherflow.numeric.recorded import open_run
 from noetherflow.symbolic.angular import ANGULAR, Wedge, derive_momentum
@@ -53,9 +55,9 @@ eta, decay, mu, tau = sp.symbols("eta lambda mu tau", real=True)
 #
 # $$ K' = \langle A\theta, b'\rangle - \eta\langle A u, b'\rangle . $$
 #
-# $\langle A\theta,\theta\rangle = 0$ takes the decay away, $\langle A\theta, g\rangle = 0$ the gradient: the first term is $\mu K$. For heavy
-# ball $u = b'$ and the second vanishes. For Nesterov $u = g + \lambda\theta + \mu b'$ leaves $-\eta\langle A(g + \lambda\theta), \mu b\rangle$.
-# The package expands the same from the rule's update equations.
+# $\langle A\theta,\theta\rangle = 0$ takes the decay away, $\langle A\theta, g\rangle = 0$ the gradient: the first term is $\mu K$.
+# For heavy ball $u = b'$ and the second vanishes. For Nesterov $u = g + \lambda\theta + \mu b'$ leaves
+# $-\eta\langle A(g + \lambda\theta), \mu b\rangle$. The package expands the same from the rule's update equations.
 
 # %%
 forms = {name: sgd_form(momentum=name != "plain", nesterov=name == "nesterov", maximize=False) for name in ("plain", "heavy", "nesterov")}
@@ -105,7 +107,7 @@ class Stream(nn.Module):
         return self.out(self.norms[1](x))
 
 
-def trained(options: dict, *, push: bool, wrong: bool = False, clip: float = 0.0) -> nf.watch:
+def trained(options: dict, *, push: bool, wrong: bool = False, clip: float = 0.0) -> Watch:
     """A watched run; with one consumer turned the wrong way, or with gradients clipped by value."""
     torch.manual_seed(3)
     model = Stream()
@@ -129,7 +131,7 @@ def trained(options: dict, *, push: bool, wrong: bool = False, clip: float = 0.0
     return run
 
 
-def found(run: nf.watch):
+def found(run: Watch) -> FamilyRecord:
     (family,) = (f for f in run.report().families if f.quantity == "momenta")
     return family
 

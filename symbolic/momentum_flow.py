@@ -1,8 +1,8 @@
 """The continuous-time limit of an angular momentum's law: a momentum flow, at t = √η · step.
 
-A step Δ is h times a velocity, h = √η, if the buffer is of size 1/h: b = -v / (h c), where u = c b + ... . Friction that acts at a finite rate
-γ asks for a factor 1 - γ h of the buffer. In this limit the motion is θ'' + γ θ' + ∇f(θ) = 0 and P = ⟨ξ(θ), v⟩ takes the place of K. Where the
-rule has no buffer the limit is the gradient flow, and its velocity is bound: P = 0.
+A step Δ is h times a velocity, h = √η, if the buffer is of size 1/h: b = -v / (h c), where u = c b + ... . Friction that acts at a finite
+rate γ asks for a factor 1 - γ h of the buffer. In this limit the motion is θ'' + γ θ' + ∇f(θ) = 0 and P = ⟨ξ(θ), v⟩ takes the place of K.
+Where the rule has no buffer the limit is the gradient flow, and its velocity is bound: P = 0.
 
 Source: own (the limit of the discrete law, so that the two cannot disagree); for P e^{γt} marcotte2024keep.
 """
@@ -103,7 +103,10 @@ class _Limit:
     @property
     def sizes(self) -> dict[Vector, tuple[sp.Expr, Vector]]:
         """Vectors -> their size and direction."""
-        return {in_group(b, self.number, self.groups): (-1 / (H * self.share), in_group(VELOCITY, self.number, self.groups)) for b in self.buffer}
+        return {
+            in_group(b, self.number, self.groups): (-1 / (H * self.share), in_group(VELOCITY, self.number, self.groups))
+            for b in self.buffer
+        }
 
     @cached_property
     def _factor(self) -> sp.Expr:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import sympy as sp
@@ -259,7 +260,7 @@ def test_the_flow_is_the_limit_of_the_closed_form() -> None:
     n, h, gamma, t = sp.Symbol("n", integer=True, nonnegative=True), sp.Symbol("h", positive=True), sp.Rational(3, 2), 2
     value = solution.rhs.subs({sp.Symbol("K_0", real=True): 1, MU: 1 - gamma * h})
     errors = [abs(float(value.subs({n: sp.Integer(t * 20 * 2**k), h: sp.Rational(1, 20 * 2**k)}) - sp.exp(-gamma * t))) for k in range(5)]
-    slopes = [float(sp.log(a / b, 2)) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [float(sp.log(a / b, 2)) for a, b in pairwise(errors)]
     assert slopes[-1] == pytest.approx(1, abs=0.1)
     assert derive(residual_graph(), SGD(momentum=MU, nesterov=True)).momenta[0].solution() is None
 
