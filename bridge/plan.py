@@ -139,7 +139,8 @@ def compile_plan(
         for position, what in wanted.get(number, ()):
             slot = plan.slots.setdefault((number, position, what.quantity), plan.size)
             plan.size = max(plan.size, slot + own.size)
-            for law, start in zip(own.laws, own.starts, strict=False):
+            laws: Sequence[Law | MomentumLaw] = own.laws
+            for law, start in zip(laws, own.starts, strict=False):
                 for action in law.symmetry.actions:
                     if law.groups[position] == law.group_of[action.parameter]:
                         sinks.extend(_collect(plan, law, action, what, slot + start))

@@ -4,8 +4,8 @@
 # # Angular momentum: what a rotation has in place of a charge
 #
 # **Claim** (`marcotte2024keep`, for two-layer linear networks). Along the momentum flow
-# $\ddot\theta + \gamma\dot\theta + \nabla f(\theta) = 0$ an antisymmetric generator $\xi(\theta) = A\theta$ of a symmetry of $f$ conserves $e^{\gamma t}\langle A\theta, \dot\theta\rangle$, and a
-# symmetric one conserves nothing.
+# $\ddot\theta + \gamma\dot\theta + \nabla f(\theta) = 0$ an antisymmetric generator $\xi(\theta) = A\theta$ of a symmetry of $f$
+# conserves $e^{\gamma t}\langle A\theta, \dot\theta\rangle$, and a symmetric one conserves nothing.
 #
 # **Claim** (own). At any step size, for every mini-batch and without remainder, SGD with buffer $b$ (after the step, as $\theta$ is) obeys
 #

@@ -58,7 +58,7 @@ def test_angular_momenta_stand_under_the_charges(file: Path, tmp_path: Path, cap
     shown = capsys.readouterr().out
     assert "rotation embed.weight, out.weight: 6" in shown
     assert r"K = \left(b_{\mathtt{embed.weight}}" in shown
-    assert "6 angular momenta of rotations" in shown
+    assert "6 angular momenta of rotations" in " ".join(shown.split())
     (rotation,) = (family for family in json.loads(output.read_text())["families"] if family["kind"] == "rotation")
     assert rotation["charges"] == 0
     assert rotation["angular_momentum"]["count"] == 6
