@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from noetherflow.bridge.bundles import Bundle
+from noetherflow.bridge.momentum_findings import momentum_families
+from noetherflow.bridge.momentum_monitor import MomentumMonitor
 from noetherflow.bridge.monitor import Monitor
 from noetherflow.bridge.precisions import Met
 from noetherflow.bridge.prediction import Prediction
@@ -26,13 +28,20 @@ SHOWN = 4
 
 
 def report_of(
-    monitor: Monitor, laws: Laws, graph: ArchitectureGraph, directory: Path, settings: Mapping[str, str], unseen: Mapping[int, str]
+    monitor: Monitor,
+    momenta: MomentumMonitor,
+    laws: Laws,
+    graph: ArchitectureGraph,
+    directory: Path,
+    settings: Mapping[str, str],
+    unseen: Mapping[int, str],
 ) -> Report:
     """Sum up a run.
 
     Parameters
     ----------
     monitor : Monitor
+    momenta : MomentumMonitor
     laws : Laws
     graph : ArchitectureGraph
     directory : Path
@@ -42,7 +51,9 @@ def report_of(
         Number of a symmetry -> why its law could not be checked.
     """
     families = []
-    names = unique_names([law.name for b in monitor.bundles for law in b.laws])
+    turning = [law.name for b in momenta.bundles for law in b.laws]
+    names = unique_names([law.name for b in monitor.bundles for law in b.laws] + turning)
+    names, of_momenta = names[: len(names) - len(turning)], names[len(names) - len(turning) :]
     numbered = iter(names)
     for b, prediction, tally in zip(monitor.bundles, monitor.predictions, monitor.tallies, strict=False):
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
@@ -61,7 +72,7 @@ def report_of(
     families.sort(key=lambda f: by_law[f.name])
     return Report(
         title=settings.get("title", "Conservation laws against a real run"),
-        families=tuple(families),
+        families=(*families, *momentum_families(momenta, of_momenta, monitor.confidence)),
         settings={k: v for k, v in settings.items() if k != "title"},
         opaque=tuple(f"{node}: {why}" for node, why in laws.opaque.items()),
         directory=directory,

@@ -46,6 +46,8 @@ class Monitor:
         Coarsest dtype that the passes run in, besides the parameters' own and those of the graph.
     met : mapping of int to Met
         Number of a symmetry -> coarsest dtypes that its law meets in the graph.
+    beside : int
+        Number of quantities that are looked at in every step besides these charges, under the same bound.
     """
 
     laws: Sequence[Law]
@@ -59,6 +61,7 @@ class Monitor:
     tallies: list[Tally] = field(default_factory=list)
     step: int = 0
     started: bool = False
+    beside: int = 0
 
     def __post_init__(self) -> None:
         self.bundles = bundle(self.laws)
@@ -212,7 +215,7 @@ class Monitor:
     @property
     def confidence(self) -> float:
         """Standard deviations that make the bound."""
-        return confidence(self._charges * max(self.step, HORIZON))
+        return confidence((self._charges + self.beside) * max(self.step, HORIZON))
 
     def _reweight(self, hyper: Hyper) -> None:
         """What must be measured before the step: charges (and open momenta) of families that cross groups."""

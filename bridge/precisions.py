@@ -77,7 +77,7 @@ def types_met(graph: ArchitectureGraph, laws: Iterable[Law], measured: Collectio
     measured : collection of str
         Normalisations at which it is measured what rounding acts on.
     """
-    everywhere = max(_inside(graph, graph, normalizing=True), key=unit_roundoff, default=torch.float64)
+    everywhere = coarsest_type(graph)
     out = {}
     for law in laws:
         reach = law.symmetry.reach
@@ -86,6 +86,11 @@ def types_met(graph: ArchitectureGraph, laws: Iterable[Law], measured: Collectio
         known = max(passed, key=unit_roundoff, default=torch.float64) if reach.passed else everywhere
         out[law.symmetry.number] = Met(known, max([known, *_inside(graph, told, normalizing=True)], key=unit_roundoff))
     return out
+
+
+def coarsest_type(graph: ArchitectureGraph) -> torch.dtype:
+    """The coarsest type that any node of a graph computes in."""
+    return max(_inside(graph, graph, normalizing=True), key=unit_roundoff, default=torch.float64)
 
 
 def _inside(graph: ArchitectureGraph, nodes: Iterable[str], *, normalizing: bool) -> list[torch.dtype]:

@@ -14,11 +14,13 @@ from typing import Any
 import sympy as sp
 
 from noetherflow.errors import RuleError
+from noetherflow.symbolic.angular import derive_momentum
 from noetherflow.symbolic.balance import CHARGE, Balance, derive_balance
 from noetherflow.symbolic.charges import charge, charge_count, formula, is_linear
 from noetherflow.symbolic.flows import gradient_flow
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
+from noetherflow.symbolic.momenta import MomentumLaw, turning
 from noetherflow.symbolic.rules import SGD, Rule
 from noetherflow.symbolic.solutions import Solution, solve_homogeneous
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
@@ -103,11 +105,19 @@ class Law:
 
 
 class Laws(Sequence[Law]):
-    """All laws of a graph under a rule."""
+    """All laws of a graph under a rule: a sequence of those that have charges.
 
-    def __init__(self, members: Sequence[Law], symmetries_found: Symmetries) -> None:
+    Attributes
+    ----------
+    symmetries : Symmetries
+    momenta : tuple of MomentumLaw
+        The laws of rotations, which have no charge.
+    """
+
+    def __init__(self, members: Sequence[Law], symmetries_found: Symmetries, momenta: Sequence[MomentumLaw] = ()) -> None:
         self._members = tuple(members)
         self.symmetries = symmetries_found
+        self.momenta = tuple(momenta)
 
     def __getitem__(self, item: Any) -> Any:
         return self._members[item]
@@ -144,7 +154,8 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     Returns
     -------
     Laws
-        Exact balance laws. Symmetries without a charge give none (``laws.symmetries`` lists them all).
+        Exact balance laws of charges, and those of angular momenta in ``laws.momenta``. ``laws.symmetries`` lists all symmetries, also
+        those without a law.
 
     Raises
     ------
@@ -166,10 +177,22 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     found = symmetries(graph) if found is None else found
     used = rule or SGD()
     laws = [_law(graph, s, used) for s in found]
-    return Laws([law for law in laws if law.count != 0], found)
+    return Laws([law for law in laws if law.count != 0], found, [_momentum_law(graph, s, used) for s in turning(found)])
 
 
 def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:
+    group_of, groups = _groups(graph, symmetry, rule)
+    forms = tuple(rule.groups[g].form for g in groups)
+    return Law(symmetry, rule, group_of, derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups)))
+
+
+def _momentum_law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> MomentumLaw:
+    group_of, groups = _groups(graph, symmetry, rule)
+    return MomentumLaw(symmetry, rule, group_of, derive_momentum(tuple(rule.groups[g].form for g in groups), _same_momentum(rule, groups)))
+
+
+def _groups(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> tuple[dict[str, int], tuple[int, ...]]:
+    """The parameter group of each parameter that a symmetry moves, and the groups in order."""
     identities = {name: identity for identity, name in graph.graph.get("identities", {}).items()}
     group_of = {name: rule.group_of(identities.get(name)) for name in symmetry.parameters}
     outside = [name for name, group in group_of.items() if group is None]
@@ -179,10 +202,8 @@ def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:
             "Freeze it before tracing (requires_grad_(False)), or give it to the optimizer.",
             parameters=outside,
         )
-    groups = tuple(dict.fromkeys(g for g in group_of.values() if g is not None))
-    forms = tuple(rule.groups[g].form for g in groups)
-    balance = derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups))
-    return Law(symmetry, rule, {name: g for name, g in group_of.items() if g is not None}, balance)
+    known = {name: g for name, g in group_of.items() if g is not None}
+    return known, tuple(dict.fromkeys(known.values()))
 
 
 def _same_momentum(rule: Rule, groups: Sequence[int]) -> bool:
