@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from noetherflow.bridge.reading import Arguments, Readers, Reading, part, reshaped, sequence, shape_of
+from noetherflow.bridge.reading import Arguments, Readers, Reading, broadcast, part, reshaped, sequence, shape_of
 
 READERS: Final = Readers()
 
@@ -178,9 +178,12 @@ def _interleave(a: Arguments) -> Reading | None:
     return None if a["dim"] is None else _moved(a["self"], [a["dim"]], uniform=True, repeats=a["repeats"])
 
 
+# --- what indices take out of one axis: the choice may depend on parameters, which are held where it is made
+
+
 @READERS.reads("index_select")
 def _index_select(a: Arguments) -> Reading | None:
-    return _rows(a, a["dim"] % len(a.shape), a["index"]) if a.shape else None
+    return _picked(a, a["dim"] % len(a.shape), a["index"]) if a.shape and len(shape_of(a["index"])) == 1 else None
 
 
 @READERS.reads("index.Tensor")
@@ -188,18 +191,26 @@ def _index(a: Arguments) -> Reading | None:
     used = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
     if len(used) != 1 or used[0][1].meta["val"].dtype == torch.bool:
         return None
-    return _rows(a, *used[0])
+    return _picked(a, *used[0])
 
 
-def _rows(a: Arguments, dim: int, index: Any) -> Reading:
-    """What indices take out of one axis: a rearrangement if they are data, else the rows of a table."""
-    whole, count = shape_of(a["self"]), prod(shape_of(index))
-    table = reshaped(a["self"], (whole[0], prod(whole[1:])))
-    looked_up = Reading("embedding", {"weight": table, "input": index}, {"padding_idx": None}, (*shape_of(index), prod(whole[1:])))
-    otherwise = Reading("reshape", {"input": looked_up}) if dim == 0 else None
-    taken = (*whole[:dim], count, *whole[dim + 1 :])
-    moved = Reading("rearrange", {"input": a["self"]}, {"dims": [dim], "uniform": True}, taken, (index,), otherwise)
-    return moved if taken == a.shape else Reading("reshape", {"input": moved}, data=(index,), otherwise=otherwise)
+def _picked(a: Arguments, dim: int, index: Any) -> Reading:
+    return Reading("index_select", {"input": a["self"], "index": index}, {"dim": dim})
+
+
+@READERS.reads("gather")
+def _gather(a: Arguments) -> Reading | None:
+    return Reading("gather", {"input": a["self"], "index": a["index"]}, {"dim": a["dim"] % len(a.shape)}) if a.shape else None
+
+
+@READERS.reads("take_along_dim")
+def _taken(a: Arguments) -> Reading | None:
+    whole, index = shape_of(a["self"]), shape_of(a["indices"])
+    if a["dim"] is None or len(whole) != len(index):
+        return None
+    dim = a["dim"] % len(whole)
+    table = broadcast(a["self"], tuple(whole[i] if i == dim else size for i, size in enumerate(a.shape)))
+    return Reading("gather", {"input": table, "index": broadcast(a["indices"], a.shape)}, {"dim": dim})
 
 
 @READERS.reads("pixel_shuffle")

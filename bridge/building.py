@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from noetherflow.bridge import aten, aten_blocks, aten_shapes
 from noetherflow.bridge.aliasing import Memory, memory_of, mutates
+from noetherflow.bridge.origins import note_call_of, note_calls
 from noetherflow.bridge.reading import Arguments, Readers, Reading
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.operations import OPERATIONS
@@ -86,6 +87,7 @@ class Builder:
         return self._enter(Reading(operation, results, attributes), name, next(iter(results.values())), shape=(), module="")
 
     def _visit(self, node: Any) -> None:
+        note_calls(self.graph, self._stack(node))
         if node.op == "call_function":
             self._call(node)
         elif node.op == "get_attr" and isinstance(node.meta.get("val"), torch.Tensor):
@@ -245,6 +247,8 @@ class Builder:
         size = shape if shape is not None else tuple(getattr(value, "shape", ()))
         where = self._module(node) if module is None else module
         name = name or self._fresh(f"{node.name}_{operation}")
+        if module is None:
+            note_call_of(self.graph, name, self._stack(node))
         return self._node(name, operation, inputs, parameters, size, dtype_of(value), where, **reading.attributes)
 
     def _node(
@@ -269,8 +273,15 @@ class Builder:
         return next(n for n in names if n not in self._reserved and n not in self.graph)
 
     def _module(self, node: Any) -> str:
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        return str(stack[-1][0]).removeprefix(self._prefix) if stack else ""
+        return next(reversed(self._stack(node).values()), "")
+
+    def _stack(self, node: Any) -> dict[str, str]:
+        """The calls of modules that a node was made in, outermost first, with the modules' paths; the loss around the model is none."""
+        stack = {key: str(path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()}
+        if not self._prefix:
+            return stack
+        inside = {key: f"{path}." for key, path in stack.items() if f"{path}.".startswith(self._prefix)}
+        return {key: path.removeprefix(self._prefix).removesuffix(".") for key, path in inside.items()}
 
 
 def flat(value: Any) -> list[Any]:

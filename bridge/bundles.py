@@ -18,16 +18,17 @@ from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.balance import CHARGE, CURRENT, Balance
 from noetherflow.symbolic.kinetic_balance import GAIN
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.momenta import MomentumLaw
 from noetherflow.symbolic.pairings import Inner
 from noetherflow.symbolic.rules import Form
 
 CHARGE_PART, MOMENTUM_PART = "charge", "momentum"
 
 
-def entries(law: Law) -> int:
+def entries(law: Law | MomentumLaw) -> int:
     """Number of charges of a law as they lie in a flat vector (a matrix law keeps its whole matrix)."""
-    sizes = law.symmetry.sizes
-    return int(multiply([*sizes, sizes[-1]] if law.symmetry.matrix else list(sizes)))
+    sizes, matrix = law.symmetry.sizes, law.symmetry.matrix or law.symmetry.rotation
+    return int(multiply([*sizes, sizes[-1]] if matrix else list(sizes)))
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from noetherflow.bridge.expected_norms import Expected, difference, written_forms
+from noetherflow.bridge.gradient_hooks import on_gradient, without_gradients
+from noetherflow.bridge.listening import Listener
+from noetherflow.bridge.norm_functions import Heard
 from noetherflow.bridge.norm_layout import Layout
 from noetherflow.bridge.norm_modules import Normalization, fitted, is_torch_norm, normalized, working_dtype
 from noetherflow.bridge.norm_noise import NormNoise, norm_noise
@@ -24,6 +28,8 @@ from noetherflow.bridge.placing import Placing
 from noetherflow.bridge.printing import compile_expressions
 from noetherflow.errors import RunError
 from noetherflow.symbolic.currents import EPS, VARIANCE, scale_defect
+
+T = TypeVar("T")
 
 _DEFECT = compile_expressions({("defect",): scale_defect()})
 
@@ -67,32 +73,40 @@ class Capture:
     ----------
     model : nn.Module
     calls : mapping of str to sequence of Normalization
-        Module -> its calls in one forward pass, in order.
+        Module that is a normalisation -> its calls in one forward pass, in order.
     producers : sequence of str
         Modules whose weight makes what is normalised; the size of their inputs is measured with the noise.
+    functions : mapping of str to (sequence of sequence of Expected)
+        Module that normalises by functions -> for each of its calls in one forward pass, in order, what it normalises.
     measuring : bool
         Whether the noise is measured in the coming step; it costs a pass over the activations, so it is done now and then.
-    inside : dict of str to torch.dtype
-        Node -> what a module of unknown type was found to compute in.
     """
 
     model: nn.Module
     calls: Mapping[str, Sequence[Normalization]]
     producers: Sequence[str] = ()
+    functions: Mapping[str, Sequence[Sequence[Expected]]] = field(default_factory=dict)
     measuring: bool = True
-    inside: dict[str, torch.dtype] = field(default_factory=dict)
     input_squares: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     _per_reference: dict[tuple[str, Placing], NormNoise] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
     _count: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.listener = Listener(self._over)
+
     def attach(self) -> None:
         """Put the hooks on."""
+        self._handles.append(self.model.register_forward_pre_hook(self._start))
         for path in self.calls:
             module = self.model.get_submodule(path)
             self._handles.append(module.register_forward_hook(partial(self._forward, path), with_kwargs=True))
 
+        self.listener.attach(
+            {path: self.model.get_submodule(path) for path in self.functions},
+            {path: written_forms(calls) for path, calls in self.functions.items()},
+        )
         for path in self.producers:
             module = self.model.get_submodule(path)
             self._handles.append(module.register_forward_pre_hook(partial(self._measure_input, path)))
@@ -102,11 +116,13 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.listener.detach()
 
     def clear(self) -> None:
         """Forget what was summed: a step is over."""
         self.records.clear()
         self._count.clear()
+        self.listener.reset()
 
     def problem(self, node: str) -> str:
         """Why a normalisation was not captured in this step, or ''."""
@@ -139,10 +155,7 @@ class Capture:
         frozen = not module.training and getattr(module, "running_mean", None) is not None
         if frozen or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        calls = self.calls[path]
-        number = self._count.get(path, 0)
-        self._count[path] = number + 1
-        norm = calls[number % len(calls)]
+        norm = self._due(path, self.calls[path])
         record = self.records.setdefault(norm.node, Record())
         x = next((t for t in (*inputs, *options.values()) if isinstance(t, Tensor)), None)
         if x is None or x.dim() != norm.layout.rank:
@@ -153,6 +166,16 @@ class Capture:
             self._watch_output(norm, record, norm.layout, getattr(module, "weight", None), x.detach(), output)
         else:
             self._watch_unknown(norm, record, x.detach(), output)
+
+    def _due(self, path: str, calls: Sequence[T]) -> T:
+        """What the coming call of a module was traced as."""
+        number = self._count.get(path, 0)
+        self._count[path] = number + 1
+        return calls[number % len(calls)]
+
+    def _start(self, module: nn.Module, inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            self._count.clear()
 
     # --- three kinds of modules
 
@@ -168,10 +191,13 @@ class Capture:
             noise = None if measured is None else norm_noise(norm.layout, measured, norm.layout.gained(grad_outputs[0], gain), norm.eps)
             self._take(norm, record, variance, pulled, noise)
 
-        _given(output.grad_fn).register_hook(_without_gradients(backward))
+        _given(output.grad_fn).register_hook(without_gradients(backward))
 
     def _watch_output(self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor, output: Tensor) -> None:
-        """⟨ŷ, gain ∂L/∂y⟩, of the input normalised anew."""
+        on_gradient(output, without_gradients(self._puller(norm, record, layout, gain, x)))
+
+    def _puller(self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor) -> Callable[[Tensor], None]:
+        """⟨ŷ, gain ∂L/∂y⟩, of the input normalised anew, as a function of ∂L/∂y."""
         measured, working = self.measuring, working_dtype(x)
         gain = None if gain is None else gain.detach()
 
@@ -182,7 +208,7 @@ class Capture:
             noise = norm_noise(layout, x, hat, norm.eps) if measured else None
             self._take(norm, record, variance, (values * layout.rows(hat)).sum(-1, dtype=torch.float64), noise)
 
-        _on_gradient(output, _without_gradients(backward))
+        return backward
 
     def _watch_unknown(self, norm: Normalization, record: Record, x: Tensor, output: Tensor) -> None:
         """A gain that only the module knows is fitted, at every pass: it may be trained, or be none at all."""
@@ -194,8 +220,26 @@ class Capture:
                 "captured. Write the normalisation as a module of its own (torch.nn.LayerNorm, RMSNorm, ...)"
             )
         else:
-            self.inside[norm.node] = found.dtype
             self._watch_output(norm, record, found.layout, found.gain, x, output)
+
+    # --- functions
+
+    def _over(self, path: str, heard: list[Heard]) -> None:
+        """A call of a module that normalises by functions is over: what was heard is what was traced, or none of it is known."""
+        expected = self._due(path, self.functions[path])
+        problem = difference(expected, heard)
+        if problem and not heard:
+            self._refuse(expected, problem)
+        for found in heard if problem else ():
+            found.take = lambda _: self._refuse(expected, problem)  # only if a gradient comes: not every pass is trained on
+        for wanted, found in zip(expected, heard, strict=True) if not problem else ():
+            if wanted.norm.placings:
+                record = self.records.setdefault(wanted.norm.node, Record())
+                found.take = self._puller(wanted.norm, record, wanted.form.layout, found.weight, found.inputs[wanted.form])
+
+    def _refuse(self, expected: Sequence[Expected], problem: str) -> None:
+        for wanted in expected:
+            self.records.setdefault(wanted.norm.node, Record()).problem = problem
 
     def _take(self, norm: Normalization, record: Record, variance: Tensor, pulled: Tensor, noise: NormNoise | None) -> None:
         defect = _DEFECT({EPS: norm.eps, VARIANCE: variance})[("defect",)]
@@ -203,34 +247,6 @@ class Capture:
             record.add(norm.placings, defect * pulled, noise)
         except RunError as err:  # raised later, where the law is known: not in the middle of somebody's backward pass
             record.problem = str(err)
-
-
-def _on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
-    """Call a function with the gradient of a tensor as it is now, whatever is written over it in place later.
-
-    A view that is written over drops out of autograd's graph, and its hooks with it; its base keeps its node.
-    """
-    base = output._base
-    if base is None or base.grad_fn is None:
-        output.register_hook(function)  # type: ignore[no-untyped-call]
-        return
-    shape, strides, offset = output.shape, output.stride(), output.storage_offset() - base.storage_offset()
-    layout = base.shape, base.stride()
-
-    def backward(gradients: Sequence[Tensor | None]) -> None:
-        if gradients[0] is not None:
-            whole = torch.empty_strided(*layout, dtype=gradients[0].dtype, device=gradients[0].device).copy_(gradients[0])
-            function(whole.as_strided(shape, strides, offset))
-
-    base.grad_fn.register_prehook(backward)
-
-
-def _without_gradients(function: Callable[..., None]) -> Callable[..., None]:
-    def hook(*arguments: Any) -> None:
-        with torch.no_grad():
-            function(*arguments)
-
-    return hook
 
 
 def _saved_variance(output: Tensor, eps: float, x: Tensor) -> Tensor:

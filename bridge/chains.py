@@ -12,6 +12,8 @@ from math import isclose, pi, sqrt
 import torch
 
 from noetherflow.bridge.matching import Matcher
+from noetherflow.bridge.norm_layout import NORMALIZATIONS
+from noetherflow.bridge.precisions import INSIDE, NORMALISED
 from noetherflow.bridge.rotations import gather_rotation
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -32,6 +34,7 @@ def gather(graph: ArchitectureGraph, buffers: Mapping[str, torch.Tensor]) -> Non
         for recognise in (_root_mean_square, _unit_norm, _centred, _gained, _shifted, _unshifted, _attention, _gelu):
             recognise(matcher, node)
         gather_rotation(matcher, node, buffers)
+    graph.graph["origins"] = {node: matcher.origin(node) for node in graph if matcher.operation(node) in NORMALIZATIONS}
 
 
 # A parameter that is itself normalised is read twice, by its norm and by the quotient: then its value gets a node, as a tensor has
@@ -64,6 +67,7 @@ def _root_mean_square(m: Matcher, node: str) -> None:
         squared = m.made_by(_keeping(m, inner), "mean")
         if dims and eps is not None and squared and _is_square(m, squared["input"], x) and m.shape(node) == m.shape(x):
             m.replace(node, "rms_norm", {"input": x}, dims=dims, eps=eps)
+            m.origins[node] = m.origin(node, written=True)
             return
 
 
@@ -150,8 +154,10 @@ def _absorb(m: Matcher, node: str, norm: str, slot: str, parameter: str) -> None
     dims, shape = m.attribute(norm, "dims"), m.shape(norm)
     if m.graph.parameters[parameter].shape != shape[len(shape) - dims :] or m.shape(node) != shape or not m.used_once(norm):
         return
-    data = m.graph.nodes[norm]
-    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, **data["attributes"])
+    data, origin = m.graph.nodes[norm], m.origin(norm)
+    attributes = {name: value for name, value in data["attributes"].items() if name not in (INSIDE, NORMALISED)}  # noted anew
+    m.replace(node, m.operation(norm), m.graph.inputs_of(norm), {**data["parameters"], slot: parameter}, [norm], **attributes)
+    m.origins[node] = origin
 
 
 # x / max(|x|, eps) along one axis, as torch.nn.functional.normalize writes it, or x / |x|
@@ -205,7 +211,8 @@ def _attention(m: Matcher, node: str) -> None:
         if found and m.shape(products) == m.shape(scores):
             query, key, scale = found
             inputs = {"query": query, "key": key, "value": value, **({"mask": mask} if mask else {})}
-            m.replace(node, "attention", inputs, causal=False, dropout=dropout, scale=scale, grouped=False)
+            softmax = m.between(probabilities, [scores])
+            m.replace(node, "attention", inputs, {}, softmax, causal=False, dropout=dropout, scale=scale, grouped=False)
             return
 
 

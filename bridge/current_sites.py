@@ -91,6 +91,7 @@ class Pass:
 
 def at_function(site: Site, there: Pass) -> Tensor:
     """The sum of coefficient · ∂L/∂y · defect(z) over all that the family's indices do not carry."""
+    _refuse_picked(site)
     z = there.input_of(site.node)
     there.check(site.node, evaluate(site.function, z), str(site.function))
     density = there.pulled(site.node) * evaluate(site.defect, z)
@@ -100,6 +101,7 @@ def at_function(site: Site, there: Pass) -> Tensor:
 
 def at_normalization(site: Absorber, there: Pass) -> Tensor:
     """The sum of coefficient · eps / (σ² + eps) · ⟨ŷ, ∂L/∂ŷ⟩ over all statistics that the family's indices do not carry."""
+    _refuse_picked(site)
     data = there.graph.nodes[site.node]
     if data["operation"] not in NORMALIZATIONS:
         raise RunError(f"What eps lets through at the '{data['operation']}' of '{site.node}' is not known.", node=site.node)
@@ -109,6 +111,11 @@ def at_normalization(site: Absorber, there: Pass) -> Tensor:
     pulled = (values * layout.rows(layout.gained(there.pulled(site.node), gain))).sum(-1)
     defect = _EPS_DEFECT({EPS: site.eps, VARIANCE: variance})[("defect",)]
     return float(site.coefficient) * Placing.of(site).summed(defect * pulled)
+
+
+def _refuse_picked(site: Site | Absorber) -> None:
+    if site.picked:
+        raise RunError(f"At '{site.node}' the family has an index that data choose; which samples chose what is not kept.", node=site.node)
 
 
 def at_class_site(site: ClassSite, there: Pass) -> Tensor:

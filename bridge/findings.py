@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from noetherflow.bridge.bundles import Bundle
+from noetherflow.bridge.momentum_findings import momentum_families
+from noetherflow.bridge.momentum_monitor import MomentumMonitor
 from noetherflow.bridge.monitor import Monitor
+from noetherflow.bridge.precisions import Met
 from noetherflow.bridge.prediction import Prediction
 from noetherflow.bridge.tally import Tally
 from noetherflow.numeric.findings import FamilyRecord
 from noetherflow.numeric.report import Report
+from noetherflow.numeric.rounding import unit_roundoff
 from noetherflow.symbolic.charges import formula
 from noetherflow.symbolic.drawing import draw_svg
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws
 
+SHOWN = 4
+"""Number of laws that a note names."""
+
 
 def report_of(
-    monitor: Monitor, laws: Laws, graph: ArchitectureGraph, directory: Path, settings: Mapping[str, str], unseen: Mapping[int, str]
+    monitor: Monitor,
+    momenta: MomentumMonitor,
+    laws: Laws,
+    graph: ArchitectureGraph,
+    directory: Path,
+    settings: Mapping[str, str],
+    unseen: Mapping[int, str],
 ) -> Report:
     """Sum up a run.
 
     Parameters
     ----------
     monitor : Monitor
+    momenta : MomentumMonitor
     laws : Laws
     graph : ArchitectureGraph
     directory : Path
@@ -37,7 +51,9 @@ def report_of(
         Number of a symmetry -> why its law could not be checked.
     """
     families = []
-    names = unique_names([law.name for b in monitor.bundles for law in b.laws])
+    turning = [law.name for b in momenta.bundles for law in b.laws]
+    names = unique_names([law.name for b in monitor.bundles for law in b.laws] + turning)
+    names, of_momenta = names[: len(names) - len(turning)], names[len(names) - len(turning) :]
     numbered = iter(names)
     for b, prediction, tally in zip(monitor.bundles, monitor.predictions, monitor.tallies, strict=False):
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
@@ -56,12 +72,12 @@ def report_of(
     families.sort(key=lambda f: by_law[f.name])
     return Report(
         title=settings.get("title", "Conservation laws against a real run"),
-        families=tuple(families),
+        families=(*families, *momentum_families(momenta, of_momenta, monitor.confidence)),
         settings={k: v for k, v in settings.items() if k != "title"},
         opaque=tuple(f"{node}: {why}" for node, why in laws.opaque.items()),
         directory=directory,
         graph_svg=draw_svg(graph, laws.symmetries),
-        notes=(_bound_note(monitor), *_symmetry_note(laws)),
+        notes=(_bound_note(monitor), *_type_notes(monitor), *_symmetry_note(laws)),
     )
 
 
@@ -121,6 +137,19 @@ def _bound_note(monitor: Monitor) -> str:
         f"The bound is {monitor.confidence:.2f} standard deviations of the rounding error, derived from the dtype, the sizes of the "
         "tensors and the law's own response; independent roundings exceed it anywhere in the run with probability below 1e-6."
     )
+
+
+def _type_notes(monitor: Monitor) -> Iterator[str]:
+    """Which laws the model's own casts make less exact than its parameters are."""
+    found: dict[torch.dtype, list[str]] = {}
+    for law in monitor.laws:
+        own = max((monitor.state.dtype(name) for name in law.symmetry.parameters), key=unit_roundoff)
+        met = monitor.met.get(law.symmetry.number, Met()).with_all(own)
+        if unit_roundoff(met.absorbed) > unit_roundoff(own):
+            found.setdefault(met.absorbed, []).append(law.name)
+    for dtype, names in found.items():
+        shown = ", ".join(f"'{name}'" for name in names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        yield f"The model computes in {dtype} where these laws pass, so they are bounded by its roundings: {shown}."
 
 
 def _symmetry_note(laws: Laws) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from noetherflow.bridge.folding import moving_nodes
+from noetherflow.bridge.origins import Origin
+from noetherflow.bridge.precisions import note_inside
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 DEPTH: Final = 12  # how far back two computations are compared before they are taken for different
@@ -24,6 +26,8 @@ class Matcher:
     def __init__(self, graph: ArchitectureGraph) -> None:
         self.graph = graph
         self.moving = moving_nodes(graph)
+        self.origins: dict[str, Origin] = {}  # of normalisations that were gathered
+        self._positions = {node: i for i, node in enumerate(graph)}
 
     def operation(self, node: str) -> str:
         """The operation of a node."""
@@ -76,6 +80,12 @@ class Matcher:
             return self.number(first) is not None  # two inputs, or two unknown constants, are not one
         return set(left) == set(right) and all(self.same(left[slot], right[slot], depth - 1) for slot in left)
 
+    def origin(self, node: str, *, written: bool = False) -> Origin:
+        """Where the values of a normalisation are made: at this node, if it was not gathered from others."""
+        data = self.graph.nodes[node]
+        known = Origin(node, data["module"], self._positions.get(node, -1), dict(data["parameters"]), written)
+        return self.origins.get(node, known)
+
     def used_once(self, node: str) -> bool:
         """Whether one operation alone reads a value, identities not counted."""
         return self._uses(node) == 1
@@ -85,11 +95,31 @@ class Matcher:
         return sum(self._uses(reader) if self.operation(reader) == "identity" else 1 for _, reader, _ in readers)
 
     def replace(
-        self, node: str, operation: str, inputs: Mapping[str, str], parameters: Mapping[str, str] | None = None, **attributes: Any
+        self,
+        node: str,
+        operation: str,
+        inputs: Mapping[str, str],
+        parameters: Mapping[str, str] | None = None,
+        normalizing: Collection[str] = (),
+        **attributes: Any,
     ) -> None:
-        """Let a node be another operation on other values; what it was computed from stays until nothing reads it."""
-        graph = self.graph
+        """Let a node be another operation on other values; what it was computed from stays until nothing reads it.
+
+        Where that was computed in a coarser type than the node has, the node tells (`precisions`); `normalizing` are the nodes among it
+        whose type matters to what is normalised only.
+        """
+        graph, gathered = self.graph, self.between(node, inputs.values())
         graph.remove_edges_from(list(graph.in_edges(node, keys=True)))
         graph.nodes[node].update(operation=operation, attributes=attributes, parameters=dict(parameters or {}))
+        note_inside(graph, node, gathered - set(normalizing), gathered & set(normalizing))
         for slot, producer in inputs.items():
             graph.add_edge(producer, node, key=slot, shape=graph.nodes[producer]["shape"], dtype=graph.nodes[producer]["dtype"])
+
+    def between(self, node: str, sources: Iterable[str]) -> set[str]:
+        """A node and what it is computed from, back to some sources (without these) and to what depends on no parameter."""
+        stops, found, todo = set(sources), {node}, [node]
+        while todo:
+            new = [n for n in self.graph.predecessors(todo.pop()) if n in self.moving and n not in found and n not in stops]
+            found.update(new)
+            todo += new
+        return found

@@ -18,6 +18,7 @@ from noetherflow.bridge.combinations import GRADIENT_NAME, THETA_NAME, Combinati
 from noetherflow.bridge.kinetics import Kinetics
 from noetherflow.bridge.noise import DOUBLE, REFRESH, Precision, gradient_variance, update_variance
 from noetherflow.bridge.plan import Plan, Values, Wanted, compile_plan
+from noetherflow.bridge.precisions import Met
 from noetherflow.bridge.prediction import Measured, Prediction
 from noetherflow.bridge.state import State
 from noetherflow.bridge.tally import Tally
@@ -45,7 +46,11 @@ class Monitor:
     sign : float
         Factor on the measured second-order pairings; anything but 1 is a deliberately wrong law.
     compute : torch.dtype
-        Coarsest dtype that the passes run in, besides the parameters' own.
+        Coarsest dtype that the passes run in, besides the parameters' own and those of the graph.
+    met : mapping of int to Met
+        Number of a symmetry -> coarsest dtypes that its law meets in the graph.
+    beside : int
+        Number of quantities that are looked at in every step besides these charges, under the same bound.
     """
 
     laws: Sequence[Law]
@@ -53,11 +58,13 @@ class Monitor:
     lengths: Mapping[str, int]
     sign: float = 1.0
     compute: torch.dtype = torch.float64
+    met: Mapping[int, Met] = field(default_factory=dict)
     bundles: tuple[Bundle, ...] = ()
     predictions: list[Prediction] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
     step: int = 0
     started: bool = False
+    beside: int = 0
 
     def __post_init__(self) -> None:
         self.bundles = bundle(self.laws)
@@ -224,7 +231,7 @@ class Monitor:
     @property
     def confidence(self) -> float:
         """Standard deviations that make the bound."""
-        return confidence(self._charges * max(self.step, HORIZON))
+        return confidence((self._charges + self.beside) * max(self.step, HORIZON))
 
     def _reweight(self, hyper: Hyper) -> None:
         """What must be measured before the step: charges (and open momenta) of families that cross groups."""
@@ -326,13 +333,14 @@ class Monitor:
 
     def _precision(self, b: Bundle, position: int) -> Precision:
         lengths = torch.ones(b.size, dtype=torch.float64)
-        dtypes = {torch.float64}
+        dtypes, met = {torch.float64}, [Met()] * b.size
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
+            met[start:stop] = [self.met.get(law.symmetry.number, Met()).with_all(self.compute)] * (stop - start)
             own = [name for name in law.symmetry.parameters if law.group_of[name] == b.groups[position]]
             lengths[start:stop] = max((self.lengths.get(name, 1) for name in own), default=1)
             dtypes |= {self.state.dtype(name) for name in own}
         coarsest = max(dtypes, key=unit_roundoff)
-        return Precision.of(coarsest, self.compute, lengths.to(self._device))
+        return Precision.of(coarsest, met, lengths.to(self._device))
 
     # --- going on later
 

@@ -14,6 +14,7 @@ Source: higham2019probabilistic for independent roundings; own for the sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -21,6 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from noetherflow.bridge.precisions import Met
 from noetherflow.numeric.rounding import accumulation, unit_roundoff
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -35,22 +37,31 @@ class Precision:
 
     Attributes
     ----------
-    unit, passes, accumulated : float
-        Of the parameters' dtype, of activations, and of the dtype that products are summed in.
+    unit : float
+        Of the parameters' dtype.
+    passes, accumulated : Tensor, shape (charges,)
+        Of activations, and of the dtype that products are summed in.
+    inside, summed : Tensor, shape (charges,)
+        The same in the normalisations that absorb the change.
     lengths : Tensor, shape (charges,)
-        Longest such sum behind each charge.
+        Longest sum of products behind each charge.
     """
 
     unit: float
-    passes: float
-    accumulated: float
+    passes: Tensor
+    accumulated: Tensor
+    inside: Tensor
+    summed: Tensor
     lengths: Tensor
 
     @classmethod
-    def of(cls, dtype: torch.dtype, compute: torch.dtype, lengths: Tensor) -> Precision:
-        """Precision of parameters of `dtype` whose passes run in `compute`."""
-        coarser = max(dtype, compute, key=unit_roundoff)
-        return cls(unit_roundoff(dtype), unit_roundoff(coarser), unit_roundoff(accumulation(coarser)), lengths)
+    def of(cls, dtype: torch.dtype, met: Sequence[Met], lengths: Tensor) -> Precision:
+        """Precision of parameters of `dtype` whose passes meet these types, for each charge."""
+        coarser = [own.with_all(dtype) for own in met]
+        passed, absorbed = [own.passed for own in coarser], [own.absorbed for own in coarser]
+        kinds = (passed, map(accumulation, passed), absorbed, map(accumulation, absorbed))
+        passes, accumulated, inside, summed = (lengths.new_tensor([unit_roundoff(kind) for kind in each]) for each in kinds)
+        return cls(unit_roundoff(dtype), passes, accumulated, inside, summed, lengths)
 
 
 def gradient_variance(precision: Precision, fourth: Tensor, weight: Tensor, vanishing: Tensor) -> Tensor:
@@ -68,7 +79,8 @@ def gradient_variance(precision: Precision, fourth: Tensor, weight: Tensor, vani
     """
     per_entry = precision.lengths * precision.accumulated**2 + PASSES * precision.passes**2
     sums, elements, per_weight = vanishing
-    found: Tensor = per_entry * fourth + PASSES * (precision.accumulated**2 * (sums + weight * per_weight) + precision.passes**2 * elements)
+    absorbed = precision.summed**2 * sums + precision.inside**2 * elements + precision.accumulated**2 * weight * per_weight
+    found: Tensor = per_entry * fourth + PASSES * absorbed
     return found
 
 

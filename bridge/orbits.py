@@ -244,7 +244,7 @@ def _check_patch(action: Action, parameter: Tensor) -> None:
 
 def _carry_statistics(model: nn.Module, element: Element) -> None:
     """Running mean and variance of a normalisation that does not see a change of its input follow that change."""
-    for site in dict.fromkeys((s.module, s.coefficient, s.patch, s.places) for s in element.family.absorbers):
+    for site in dict.fromkeys((s.module, s.coefficient, s.patch, s.places) for s in element.family.absorbers if not s.picked):
         module = dict(model.named_modules()).get(site[0])
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         if isinstance(mean, Tensor) and isinstance(variance, Tensor):

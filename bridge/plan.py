@@ -16,8 +16,10 @@ from torch import Tensor
 from noetherflow.bridge.bundles import Bundle, entries
 from noetherflow.bridge.kernels_heads import reduce_all
 from noetherflow.bridge.kernels_torch import Reducer, Request, reduce
+from noetherflow.bridge.momentum_bundles import MomentumBundle
 from noetherflow.symbolic.actions import Action, Patch
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.momenta import MomentumLaw
 
 Slot = tuple[int, int, str]  # bundle, position of the group, quantity
 Tensors = Mapping[str, Tensor]
@@ -45,7 +47,8 @@ class Sink:
 class Wanted:
     """A quantity to evaluate for every charge of a bundle: a reduction of two vectors.
 
-    `power` "pairing" is Σ ξ-weighted x y (Σ x for linear charges), "variance" is Σ x², "fourth" is Σ x² y².
+    `power` "pairing" is Σ ξ-weighted x y (Σ x for linear charges), "variance" is Σ x², "fourth" is Σ x² y². For momenta "wedge" is the
+    antisymmetric matrix X Yᵀ - Y Xᵀ, and "rows" are the squared lengths of the rows of x, from the start of each law's place on.
     """
 
     quantity: str
@@ -117,12 +120,14 @@ class Values:
         return source[start : start + size] if start is not None else source.new_zeros(size)
 
 
-def compile_plan(bundles: Sequence[Bundle], wanted: Mapping[int, Sequence[tuple[int, Wanted]]], backend: Reducer = reduce) -> Plan:
+def compile_plan(
+    bundles: Sequence[Bundle | MomentumBundle], wanted: Mapping[int, Sequence[tuple[int, Wanted]]], backend: Reducer = reduce
+) -> Plan:
     """Collect the reductions of all bundles.
 
     Parameters
     ----------
-    bundles : sequence of Bundle
+    bundles : sequence of Bundle or of MomentumBundle
     wanted : mapping
         Bundle number -> (position of the group, what) for each quantity.
     backend : Reducer
@@ -134,7 +139,8 @@ def compile_plan(bundles: Sequence[Bundle], wanted: Mapping[int, Sequence[tuple[
         for position, what in wanted.get(number, ()):
             slot = plan.slots.setdefault((number, position, what.quantity), plan.size)
             plan.size = max(plan.size, slot + own.size)
-            for law, start in zip(own.laws, own.starts, strict=False):
+            laws: Sequence[Law | MomentumLaw] = own.laws
+            for law, start in zip(laws, own.starts, strict=False):
                 for action in law.symmetry.actions:
                     if law.groups[position] == law.group_of[action.parameter]:
                         sinks.extend(_collect(plan, law, action, what, slot + start))
@@ -142,13 +148,16 @@ def compile_plan(bundles: Sequence[Bundle], wanted: Mapping[int, Sequence[tuple[
     return plan
 
 
-def _collect(plan: Plan, law: Law, action: Action, what: Wanted, target: int) -> list[Sink]:
+def _collect(plan: Plan, law: Law | MomentumLaw, action: Action, what: Wanted, target: int) -> list[Sink]:
     block = (action.parameter, action.patch)
     request, weight = _request(law, action, what)
     requests = plan.blocks.setdefault(block, [])
     if request not in requests:
         requests.append(request)
-    sink = Sink(block, requests.index(request), target, entries(law), weight)
+    length = entries(law) if what.power != "rows" else entries(law) // int(law.symmetry.sizes[-1])
+    sink = Sink(block, requests.index(request), target, length, weight)
+    if what.power == "wedge":
+        return [sink, replace(sink, weight=-weight, transposed=int(law.symmetry.sizes[-1]))]
     if request.kind != "gram" or request.x == request.y:
         return [sink]
     # the pairing of two vectors under the symmetric generators is the symmetric part of X Y^T
@@ -156,9 +165,11 @@ def _collect(plan: Plan, law: Law, action: Action, what: Wanted, target: int) ->
     return [half, replace(half, transposed=int(law.symmetry.sizes[-1]))]
 
 
-def _request(law: Law, action: Action, what: Wanted) -> tuple[Request, float]:
+def _request(law: Law | MomentumLaw, action: Action, what: Wanted) -> tuple[Request, float]:
     """How one action contributes: ½ weight ⟨x, y⟩ for the charge itself, weight ⟨x, y⟩ for pairings."""
     weight = float(action.weight)
+    if isinstance(law, MomentumLaw):
+        return _turning(action, what, weight)
     half = 0.5 if what.quantity == "charge" and not law.linear else 1.0
     if what.power == "fourth":
         return Request("fourth", what.x, what.y, action.places), weight**2
@@ -169,6 +180,13 @@ def _request(law: Law, action: Action, what: Wanted) -> tuple[Request, float]:
     if action.form == "matrix":
         return Request("gram", what.x, what.y, action.places), half * weight
     return Request("pairing", what.x, what.y, action.places), half * weight
+
+
+def _turning(action: Action, what: Wanted, weight: float) -> tuple[Request, float]:
+    """A rotation X P, or -Xᵀ P = X P of a consumer."""
+    if what.power == "rows":
+        return Request("pairing", what.x, what.x, action.places), weight**2
+    return Request("gram", what.x, what.y, action.places), weight if action.form == "rotation" else abs(weight)
 
 
 def _index(plan: Plan, sinks: Sequence[Sink]) -> None:

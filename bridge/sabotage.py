@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sympy as sp
 import torch
 from torch import nn
 
+from noetherflow.bridge.momentum_monitor import Carried
 from noetherflow.bridge.prediction import Prediction
 from noetherflow.errors import RunError
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.momenta import MomentumLaw
+
+AnyLaw = TypeVar("AnyLaw", Law, MomentumLaw)
 
 SABOTAGES: Final[dict[str, str]] = {
     "weight_decay": "the predicted weight decay is 1 % too large",
@@ -59,7 +63,7 @@ class Sabotage:
         """Whether currents are left out."""
         return self.kind == "eps"
 
-    def law(self, law: Law) -> Law:
+    def law(self, law: AnyLaw) -> AnyLaw:
         """The law as it will be used: wrong if the generator is sabotaged (one action of several; one alone is a symmetry at any scale)."""
         symmetry = law.symmetry
         if self.kind != "generator" or len(symmetry.actions) < 2:
@@ -73,9 +77,12 @@ class Sabotage:
         factor = 1.01 if self.kind == "weight_decay" else 1.0
         return {g: {n: v * (factor if n == "weight_decay" else 1.0) for n, v in values.items()} for g, values in hyper.items()}
 
-    def predictions(self, predictions: Sequence[Prediction]) -> None:
+    def predictions(self, predictions: Sequence[Prediction], momenta: Sequence[Carried] = ()) -> None:
         """Change the carried state before it is used."""
         if self.kind == "momentum":
+            for carried in momenta:
+                carried.predicted = torch.zeros_like(carried.predicted)
+                carried.measured = tuple(torch.zeros_like(m) for m in carried.measured)
             for prediction in predictions:
                 prediction.momenta = {k: {m: torch.zeros_like(v) for m, v in shares.items()} for k, shares in prediction.momenta.items()}
 

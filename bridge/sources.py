@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,11 +12,10 @@ from noetherflow.bridge.bias_noise import BiasNoise
 from noetherflow.bridge.bundles import Bundle
 from noetherflow.bridge.capture import Capture
 from noetherflow.bridge.clipping import Clipping, references
-from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
-from noetherflow.bridge.norm_modules import Normalization
 from noetherflow.bridge.norm_noise import NormNoise
+from noetherflow.bridge.norm_places import NormPlaces
 from noetherflow.bridge.placing import Placing
-from noetherflow.numeric.rounding import accumulation, unit_roundoff
+from noetherflow.bridge.precisions import types_met
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.symmetries import Absorber
@@ -38,6 +37,8 @@ class Sources:
     ----------
     unseen : dict of int to str
         Number of a symmetry -> why its law could not be checked.
+    met : dict of int to Met
+        Number of a symmetry -> the coarsest types that its law meets.
     """
 
     model: nn.Module
@@ -53,7 +54,10 @@ class Sources:
         self._modules = {path: own[module] for path, module in everywhere}  # a shared module has one name here
         self._producers = {law.symmetry.number: self._producing(law) for law in self.laws if law.symmetry.absorbers and not law.linear}
         producing = dict.fromkeys(path for paths in self._producers.values() for path in paths)
-        self.capture = Capture(self.model, self._calls(), tuple(producing))
+        places = NormPlaces.of(self.model, self.graph, self.laws)
+        self._nodes = places.nodes
+        self.met = types_met(self.graph, self.laws, self._nodes)
+        self.capture = Capture(self.model, places.modules, tuple(producing), places.functions)
         self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
         self.biases = BiasNoise(self.model, self._bias_uses())
         needing = [law for law in self.laws if law.symmetry.absorbers or law.symmetry.number in self._vanishing]
@@ -94,7 +98,9 @@ class Sources:
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
-        if problem and site not in law.symmetry.breaking:
+        problem = "the law's charges lie along an index that data choose" if site.picked else problem
+        met = self.met[law.symmetry.number]
+        if problem and site not in law.symmetry.breaking and met.passed == met.absorbed:
             return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone
         if problem:
             self.unseen[law.symmetry.number] = f"the normalisation at '{site.node}' (module '{site.module}'): {problem}"
@@ -103,7 +109,7 @@ class Sources:
         coefficient = float(site.coefficient) * self._factor(law)
         noise = self.capture.noise(placing)
         if noise is not None:
-            vanishing += coefficient**2 * self._coarsening(law, site.node) * self._rows(law, noise)
+            vanishing += coefficient**2 * self._rows(law, noise)
         found = self.capture.current(placing)
         if found is not None and site in law.symmetry.breaking and not self.ignores_currents:
             current += coefficient * found
@@ -119,15 +125,6 @@ class Sources:
             placed = torch.stack([action.patch.view(row).permute(order).reshape(-1) for row in squares])
             vanishing += (float(action.weight) * self._factor(law)) ** 2 * placed
 
-    def _coarsening(self, law: Law, node: str) -> Tensor:
-        """How much larger the squared roundoffs are where a module casts to something coarser than the law's parameters inside."""
-        own = max((self._parameters[name].dtype for name in law.symmetry.parameters), key=unit_roundoff)
-        inside = max(own, self.capture.inside.get(node, own), key=unit_roundoff)
-        sums = unit_roundoff(accumulation(inside)) / unit_roundoff(accumulation(own))
-        elements = unit_roundoff(inside) / unit_roundoff(own)
-        factors = torch.tensor([sums, elements, 1.0], dtype=torch.float64, device=next(self.model.parameters()).device)
-        return factors.square().unsqueeze(1)
-
     def _rows(self, law: Law, noise: NormNoise) -> Tensor:
         """Squares of sums, of elements, and of sums per Σ θ²."""
         if law.linear:
@@ -136,28 +133,6 @@ class Sources:
         return torch.stack([noise.scale_sums, noise.scale_elements, max(inputs, default=0.0) * noise.weight_sums])
 
     # --- what is captured
-
-    def _calls(self) -> dict[str, list[Normalization]]:
-        """The calls of every module that laws need; a normalisation that no module makes cannot be captured."""
-        placings: dict[str, dict[Placing, None]] = {}
-        for law in self.laws:
-            for site in law.symmetry.absorbers:
-                if self._is_norm(site.node) and site.module in self._modules:
-                    placings.setdefault(site.node, {})[Placing.of(site)] = None
-        self._nodes = frozenset(placings)
-        needed = dict.fromkeys(self._modules[self.graph.nodes[node]["module"]] for node in placings)
-        return {path: [self._normalization(node, path, placings.get(node, {})) for node in self._norms_of(path)] for path in needed}
-
-    def _norms_of(self, path: str) -> list[str]:
-        return [n for n in self.graph.topological_order() if self._is_norm(n) and self._modules.get(self.graph.nodes[n]["module"]) == path]
-
-    def _is_norm(self, node: str) -> bool:
-        return self.graph.nodes[node]["operation"] in NORMALIZATIONS
-
-    def _normalization(self, node: str, path: str, placings: Iterable[Placing]) -> Normalization:
-        data = self.graph.nodes[node]
-        eps = float(data["attributes"].get("eps", 0.0))
-        return Normalization(node, path, Layout.of(self.graph, node), eps, data["parameters"].get("bias"), tuple(placings))
 
     def _is_unfelt_bias(self, law: Law) -> bool:
         """Whether the law says that a bias has no gradient, and no normalisation tells what rounding makes of that."""

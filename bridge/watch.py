@@ -19,12 +19,17 @@ from torch import nn
 from noetherflow.bridge.bundles import entries
 from noetherflow.bridge.findings import report_of, unique_names
 from noetherflow.bridge.loss_check import LossCheck
+from noetherflow.bridge.momentum_findings import recorded, slices
+from noetherflow.bridge.momentum_monitor import MomentumMonitor
+from noetherflow.bridge.momentum_tally import MomentumTally
 from noetherflow.bridge.monitor import Monitor
 from noetherflow.bridge.noise import gradient_lengths
 from noetherflow.bridge.optimizers import rule_of
+from noetherflow.bridge.precisions import coarsest_type
 from noetherflow.bridge.sabotage import Sabotage
 from noetherflow.bridge.sources import Sources
 from noetherflow.bridge.state import State, check
+from noetherflow.bridge.tally import Tally
 from noetherflow.bridge.trace import Loss, trace
 from noetherflow.errors import RunError
 from noetherflow.numeric.recorder import Recorder
@@ -119,6 +124,7 @@ class Watch:
     _handles: list[Any] = field(default_factory=list)
     _recorder: Recorder | None = None
     _monitor: Monitor | None = None
+    _momenta: MomentumMonitor | None = None
     _laws: Laws | None = None
     _pending: dict[str, Any] | None = None
     _loss_check: LossCheck | None = None
@@ -147,24 +153,34 @@ class Watch:
             raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
         return self._monitor
 
+    @property
+    def momenta(self) -> MomentumMonitor:
+        """Those of angular momenta."""
+        if self._momenta is None:
+            raise RunError("Nothing is derived yet: give example_inputs, or run one forward pass inside the watch.")
+        return self._momenta
+
     def _derive(self, inputs: Sequence[Any]) -> None:
         self.graph = trace(self.model, *inputs, loss=self.loss)
         laws = derive(self.graph, rule_of(self.optimizer))
         self._laws = laws
         members = [self.sabotage.law(law) for law in laws] if self.sabotage else list(laws)
-        if not members:
+        turning = [self.sabotage.law(law) for law in laws.momenta] if self.sabotage else list(laws.momenta)
+        if not members and not turning:
             raise RunError(
                 "No conservation law was found for this model, so there is nothing to watch. "
                 f"Opaque operations: {dict(laws.opaque) or 'none'}."
             )
-        names = tuple(dict.fromkeys(name for law in members for name in law.symmetry.parameters))
+        moving = [law.symmetry for law in members] + [law.symmetry for law in turning]
+        names = tuple(dict.fromkeys(name for symmetry in moving for name in symmetry.parameters))
         state = State(self.model, self.optimizer, names)
-        sign = self.sabotage.sign if self.sabotage else 1.0
-        self._monitor = Monitor(members, state, gradient_lengths(self.graph), sign=sign)
+        sign, lengths = self.sabotage.sign if self.sabotage else 1.0, gradient_lengths(self.graph)
+        self._momenta = MomentumMonitor(turning, state, lengths, sign=sign, compute=coarsest_type(self.graph))
         self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
+        self._monitor = Monitor(members, state, lengths, sign=sign, beside=self.momenta.count, met=self._sources.met)
         self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None
         if self._pending is not None:
-            self._monitor.load_state_dict(self._pending)
+            self._load(self._pending)
         if self.sabotage:
             self.sabotage.run(self.model, self.optimizer)
 
@@ -172,6 +188,7 @@ class Watch:
         kind = next(self.model.parameters()).device.type
         if torch.is_autocast_enabled(kind):
             self.monitor.compute_in(torch.get_autocast_dtype(kind))
+            self.momenta.compute_in(torch.get_autocast_dtype(kind))
 
     # --- the run
 
@@ -212,7 +229,7 @@ class Watch:
 
     def _attach(self) -> None:
         monitor = self.monitor
-        columns = {name: sum(b.size for b in monitor.bundles) for name in ("measured", "predicted", "bound")}
+        columns = {name: sum(f["count"] for f in self._families()) for name in ("measured", "predicted", "bound")}
         resumed = monitor.started
         if resumed and (self.directory / "meta.json").exists():
             self._recorder = Recorder.resume(self.directory, columns=columns, from_step=monitor.step + monitor.after)
@@ -225,9 +242,11 @@ class Watch:
         if self._loss_check is not None:
             self._handles.append(self.model.register_forward_hook(self._loss_check.forward))
 
-    def _families(self) -> list[dict[str, object]]:
-        names = unique_names([law.name for b in self.monitor.bundles for law in b.laws])
-        sizes = [entries(law) for b in self.monitor.bundles for law in b.laws]
+    def _families(self) -> list[dict[str, Any]]:
+        laws = [law for b in self.monitor.bundles for law in b.laws]
+        turning = slices(self.momenta)
+        names = unique_names([law.name for law in laws] + [law.name for law, _ in turning])
+        sizes = [entries(law) for law in laws] + [size for _, size in turning]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [{"name": n, "start": start, "count": size} for n, start, size in zip(names, starts, sizes, strict=True)]
 
@@ -249,13 +268,16 @@ class Watch:
             hyper = self.sabotage.hyperparameters(hyper)
         if not monitor.started:
             monitor.begin(hyper)
+            self.momenta.begin(hyper)
             self._record()
         monitor.before_step(hyper, self._sources.of)
+        self.momenta.before_step(hyper)
         if self.sabotage:
-            self.sabotage.predictions(monitor.predictions)
+            self.sabotage.predictions(monitor.predictions, self.momenta.carried)
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.monitor.after_step()
+        self.momenta.after_step(self.monitor.confidence)
         self._sources.clear(measuring=self.monitor.refreshes)
         if self.monitor.after and self.monitor.step % self.record_every == 0:
             self._record()
@@ -265,7 +287,8 @@ class Watch:
     def _record(self, step: int | None = None) -> None:
         if self._recorder is None or not self.monitor.started:
             return
-        tallies, z = self.monitor.tallies, self.monitor.confidence
+        tallies: list[Tally | MomentumTally] = [*self.monitor.tallies, *recorded(self.momenta)]
+        z = self.monitor.confidence
         columns = {
             "measured": torch.cat([t.measured for t in tallies]),
             "predicted": torch.cat([t.predicted for t in tallies]),
@@ -282,18 +305,26 @@ class Watch:
         """The verdict so far: every law, its residual against its bound, and the budget of what moved it."""
         if self._recorder is not None:
             self._recorder.flush()
-        return report_of(self.monitor, self.laws, self.graph, self.directory, self.settings, self._sources.unseen)
+        return report_of(self.monitor, self.momenta, self.laws, self.graph, self.directory, self.settings, self._sources.unseen)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, to be stored beside the model's and the optimizer's states."""
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "momenta": self.momenta.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state; call before entering the watch, with the same model, optimizer and directory."""
         if self._monitor is None:
             self._pending = dict(state)
         else:
-            self._monitor.load_state_dict(state)
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if "momenta" not in state:
+            raise RunError(
+                f"The stored state has no angular momenta, only {sorted(state)}. Start the watch anew from here.", keys=sorted(state)
+            )
+        self.monitor.load_state_dict(state)
+        self.momenta.load_state_dict(state["momenta"])
 
 
 def _folder(where: Path | str | None) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, models
@@ -50,6 +51,7 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "unexplained",
     "verify",
     "watch",
 ]
@@ -72,6 +74,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "watch": ("noetherflow.bridge.watch", "watch"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rich.text import Text
 from torch import nn
 
 from noetherflow.errors import ModelError
-from noetherflow.symbolic.display import Line, lines, shortened
+from noetherflow.symbolic.display import Line, lines, pattern, shortened
 from noetherflow.symbolic.laws import Laws
+from noetherflow.symbolic.momenta import momentum_formula
 
 
 def load(target: str) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -59,15 +61,39 @@ def show(laws: Laws, console: Console, *, latex: bool) -> None:
     for equation in dict.fromkeys(equation for law in laws for equation in law.balance.equations):
         shown = f"  {sp.latex(equation)}" if latex else f"  {equation.lhs} = {equation.rhs}"
         console.print(shown, highlight=False, markup=False, soft_wrap=True)
+    _show_momenta(laws, console, latex=latex)
     for node, why in laws.opaque.items():
         console.print(f"opaque: {node} ({why})", style="yellow", highlight=False, markup=False)
     without = laws.symmetries.dimension - sum((law.symmetry.dimension for law in laws), start=0)
     console.print(
         f"{_many(len(laws), 'law')}, {_many(laws.charges, 'charge')}; {_many(laws.symmetries.dimension, 'generator')}"
-        + (f", {without:,} of them in families without a charge" if without else ""),
+        + (f", {without:,} of them in families without a charge" if without else "")
+        + (f"; {_momenta(laws)} of rotations" if laws.momenta else ""),
         style="bold",
         highlight=False,
     )
+
+
+def _show_momenta(laws: Laws, console: Console, *, latex: bool) -> None:
+    """What rotations have in place of charges: the families, and each distinct law once."""
+    if not laws.momenta:
+        return
+    alike = Counter((law.kind, tuple(map(pattern, law.symmetry.parameters)), law.count) for law in laws.momenta)
+    console.print("Angular momenta K of rotations, which have no charge:", style="bold", highlight=False)
+    for (kind, parameters, count), families in alike.items():
+        times = f"{families} x " if families > 1 else ""
+        console.print(f"  {kind} {shortened(parameters)}: {times}{count}", highlight=False, markup=False, soft_wrap=True)
+    for law in {momentum_formula(law): law for law in laws.momenta}.values() if latex else ():
+        console.print(f"    K = {momentum_formula(law)}", highlight=False, markup=False, soft_wrap=True)
+    for equation in dict.fromkeys(equation for law in laws.momenta for equation in law.balance.equations):
+        shown = f"  {sp.latex(equation)}" if latex else f"  {equation.lhs} = {equation.rhs}"
+        console.print(shown, highlight=False, markup=False, soft_wrap=True)
+
+
+def _momenta(laws: Laws) -> str:
+    total = sum((law.count for law in laws.momenta), start=0)
+    noun = "angular momentum" if total == 1 else "angular momenta"
+    return f"{total:,} {noun}" if isinstance(total, int) else f"{total} {noun}"
 
 
 def _table(found: Sequence[Line]) -> Table:

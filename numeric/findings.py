@@ -25,6 +25,7 @@ TABLE_FIGURES: Final = (
     "worst_step",
     "worst_charge",
 )
+QUANTITIES: Final = {"charges": ("{} charge{}", "", "s"), "momenta": ("{} angular moment{}", "um", "a")}
 Verdict = Literal["exact", "failed", "not checked"]
 
 
@@ -66,6 +67,8 @@ class FamilyRecord:
         Citation keys.
     first_step, first_charge : int, optional
         Where the bound was first exceeded.
+    quantity : str
+        What was followed: "charges", or "momenta" of rotations, which have no charge.
     """
 
     name: str
@@ -90,6 +93,7 @@ class FamilyRecord:
     sources: tuple[str, ...]
     first_step: int | None = None
     first_charge: int | None = None
+    quantity: str = "charges"
 
     @property
     def badness(self) -> tuple[bool, float]:
@@ -208,12 +212,13 @@ class Findings:
 
     def _success(self, worst: FamilyRecord) -> str:
         checked = [family for family in self.families if family.verdict == "exact"]
-        charges = sum(family.charges for family in checked)
+        counts = [(sum(f.charges for f in checked if f.quantity == kind), noun) for kind, noun in QUANTITIES.items()]
+        followed = " and ".join(noun.format(f"{count:,}", one if count == 1 else many) for count, (noun, one, many) in counts if count)
         steps = max(family.steps for family in checked)
         size = "exactly zero" if worst.residual == 0 else f"{amount(worst.relative_residual)} of the charge scale"
         bound = "" if worst.residual == 0 else f", {amount(worst.ratio)} of its rounding bound"
         return (
-            f"{self._share(len(checked), 'hold')}: {plural(charges, 'charge')} over {plural(steps, 'step')}; "
+            f"{self._share(len(checked), 'hold')}: {followed or '0 charges'} over {plural(steps, 'step')}; "
             f"the largest residual is {size}{bound}."
         )
 

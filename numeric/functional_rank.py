@@ -76,14 +76,46 @@ def functional_rank(
     >>> measured.parameters, measured.defect, measured.gap > 1e6
     (13, 3, True)
     """
+    rows, names = jacobian_rows(model, batches, readout=readout, seed=seed)
+    return FunctionalRank(sum(names.values()), *numerical_rank(rows))
+
+
+def jacobian_rows(
+    model: nn.Module, batches: Iterable[Tensor], *, readout: Callable[[Tensor], Tensor] | None = None, seed: int = 0
+) -> tuple[Tensor, dict[str, int]]:
+    """The Jacobian of all outputs by all trainable parameters; its columns are the parameters' entries, in the order of the second result.
+
+    Arguments and errors are those of `functional_rank`.
+
+    Returns
+    -------
+    Tensor, shape (outputs, D)
+    dict of str to int
+        Entries of each parameter.
+    """
     parameters = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
-    count = sum(p.numel() for p in parameters.values())
+    sizes = {n: p.numel() for n, p in parameters.items()}
+    count = sum(sizes.values())
     rows = torch.cat([_jacobian(model, parameters, batch, readout, seed) for batch in batches])
     if len(rows) < count:
         raise ModelError(f"{len(rows)} output numbers cannot show the rank of {count} parameters. Give more batches.", rows=len(rows))
     if not torch.isfinite(rows).all():
         raise ModelError("The Jacobian of the outputs is not finite at these parameters. Choose others, or check the data.")
-    return FunctionalRank(count, *numerical_rank(rows))
+    return rows, sizes
+
+
+def null_space(matrix: Tensor) -> tuple[Tensor, float]:
+    """An orthonormal basis of what a matrix maps to zero, shape (columns, defect), and the spectral gap at its rank.
+
+    >>> basis, gap = null_space(torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]], dtype=torch.float64))
+    >>> basis.shape, gap > 1e6
+    (torch.Size([2, 1]), True)
+    """
+    lengths = _lengths(matrix.T).clamp(min=torch.finfo(matrix.dtype).tiny)
+    scaled = _unit(matrix / lengths)
+    rank, gap = numerical_rank(matrix)
+    vectors = torch.linalg.svd(scaled, full_matrices=True)[2][rank:].T
+    return torch.linalg.qr(vectors / lengths.unsqueeze(1))[0], gap
 
 
 def numerical_rank(matrix: Tensor) -> tuple[int, float]:
@@ -115,9 +147,18 @@ def _jacobian(
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
             flat, leaves, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
         )
-        blocks = [p.new_zeros(len(cotangents), p.numel()) if g is None else g.flatten(1) for p, g in zip(leaves, found, strict=True)]
+        blocks = [
+            p.new_zeros(len(cotangents), p.numel()) if g is None else g.reshape(len(cotangents), -1)
+            for p, g in zip(leaves, found, strict=True)
+        ]
         chunks.append(torch.cat(blocks, 1))
     return torch.cat(chunks)
+
+
+def _lengths(matrix: Tensor) -> Tensor:
+    """Length of each row; one for rows that are zero but for rounding."""
+    lengths = matrix.norm(dim=1)
+    return torch.where(lengths > 1e-10 * lengths.max(), lengths, 1.0)
 
 
 def _unit(matrix: Tensor) -> Tensor:

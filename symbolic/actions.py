@@ -14,7 +14,7 @@ import sympy as sp
 from noetherflow.symbolic.graph import Size
 
 Tensors = Mapping[str, Any]
-Form = Literal["scale", "shift", "matrix", "rotation", "image"]
+Form = Literal["scale", "shift", "matrix", "rotation", "column", "image"]
 INDEX_LETTERS = "ijklmnpqrstuvw"
 
 
@@ -103,6 +103,7 @@ class Action:
     shift     P -> weight * a[indices] (times factors)
     matrix    P -> X P (weight 1) or -X^T P (weight -1) along the last of `places`; earlier places are spectators
     rotation  P -> g X g^-1 P with X antisymmetric and factors g (gains)
+    column    P -> g a <1/g, P> (weight 1) or -<g a, P> / g (weight -1): X = a 1^T along the place, or its transpose
     image     P -> weight * W a, with other parameters W
 
     Parameters
@@ -112,7 +113,7 @@ class Action:
     places : tuple of int
         For each index of the family, the dimension of the patch that carries it (none for an image).
     weight : sympy.Rational
-    form : 'scale', 'shift', 'matrix', 'rotation' or 'image'
+    form : 'scale', 'shift', 'matrix', 'rotation', 'column' or 'image'
     factors : tuple of Factor
     image : Image, optional
     """
@@ -136,6 +137,8 @@ class Action:
             return weight * self.image.of(params, coefficients)
         if self.form in ("matrix", "rotation"):
             return self._dressed(params, block, self._matrix(coefficients).to(block.dtype))
+        if self.form == "column":
+            return self._column(params, block, coefficients, finite=False)
         spread = weight * self.spread(coefficients).to(block.dtype)
         for factor in self.factors:
             spread = spread * factor.spread(params, block.dim())
@@ -145,12 +148,28 @@ class Action:
         """The block after the finite transformation; `params` are those before it."""
         if self.form in ("matrix", "rotation"):
             return self._dressed(params, block, self._matrix(coefficients).matrix_exp().to(block.dtype))
+        if self.form == "column":
+            return block + self._column(params, block, coefficients, finite=True)
         if self.form == "scale":
             return (float(self.weight) * self.spread(coefficients)).exp().to(block.dtype) * block
         return block + self.change(params, block, coefficients)
 
     def _matrix(self, x: Any) -> Any:
         return x if self.form == "rotation" or self.weight > 0 else -x.transpose(-1, -2)
+
+    # exp(u p^T) = 1 + u p^T (e^r - 1) / r with r = <p, u>: here u = g a and p = 1 / g, hence r = Σ a; exchanged and negative for readers.
+
+    def _column(self, params: Tensors, block: Any, coefficients: Any, *, finite: bool) -> Any:
+        place, weight = self.places[0], float(self.weight)
+        u = self.spread(coefficients).to(block.dtype)
+        p = u.new_ones(u.shape)
+        for gain in self.factors:
+            power = gain.spread(params, block.dim())
+            u, p = u * power, p / power
+        r = weight * coefficients.sum().to(block.dtype)
+        growth = weight * (r.expm1() / r if finite and float(r) else 1.0)
+        u, p = (u, p) if weight > 0 else (p, u)
+        return growth * u * (p * block).sum(place, keepdim=True)
 
     def _dressed(self, params: Tensors, block: Any, matrix: Any) -> Any:
         gains = [gain.spread(params, block.dim()) for gain in self.factors]
@@ -171,6 +190,8 @@ class Action:
         own = tuple(letters[place] for place in self.places)
         if self.form in ("matrix", "rotation"):
             return entry, self._matrix_symbols(base, letters, indices[-1][1])
+        if self.form == "column":
+            return entry, self._column_symbols(base, letters, indices[-1][1])
         change = self.weight * _symbol("a", own) * (entry if self.form == "scale" else 1)
         return entry, sp.Mul(change, *(_power(factor, letters) for factor in self.factors))
 
@@ -183,6 +204,15 @@ class Action:
         product = sp.IndexedBase("X")[(*spectators, *pair)] * base[replaced]
         for gain in self.factors:
             product *= _power(gain, letters) / _power(gain, replaced)
+        return self.weight * sp.Sum(product, (summed, 0, size - 1))
+
+    def _column_symbols(self, base: sp.IndexedBase, letters: tuple[sp.Symbol, ...], size: Size) -> sp.Expr:
+        place, summed = self.places[0], sp.Symbol("z", integer=True)
+        replaced = tuple(summed if d == place else letter for d, letter in enumerate(letters))
+        at, by = (letters, replaced) if self.weight > 0 else (replaced, letters)
+        product = _symbol("a", (at[place],)) * base[replaced]
+        for gain in self.factors:
+            product *= _power(gain, at) / _power(gain, by)
         return self.weight * sp.Sum(product, (summed, 0, size - 1))
 
     def _image_symbols(self, image: Image, letters: tuple[sp.Symbol, ...]) -> sp.Expr:

@@ -99,24 +99,26 @@ class Algebra:
 
 def algebras(program: Program) -> list[Algebra]:
     """Every matrix algebra that moves a parameter, with as many spectators as it can have."""
-    search = _Search(program)
+    search = Search(program)
     for step in program.steps:
         search.state(step)
     return list(search.found())
 
 
-def matrix_index(program: Program, found: Sequence[Algebra], family: Family) -> Algebra | None:
-    """The gl(n) whose diagonal a scale family is, or None; other indices of the family are its spectators."""
-    if not family.atoms or family.zero_mean:
-        return None
+def matrix_indices(program: Program, found: Sequence[Algebra], families: Sequence[Family]) -> list[Algebra | None]:
+    """For each scale family the gl(n) whose diagonal it is, or None; other indices of the family are its spectators."""
     roots = {value.root for value in program.parameters.values()}
-    signs = {(u.root, u.block, u.indices): c for u, c in family.vector.items() if u.root in roots}
-    for atom in reversed(family.atoms):
-        for algebra in found:
-            same = algebra.atom == atom and sorted((atom, *algebra.spectators)) == sorted(family.atoms)
-            if same and not algebra.rotations and _same_signs(algebra, signs):
-                return algebra
-    return None
+    by_indices: dict[tuple[int, Atoms], list[Algebra]] = defaultdict(list)
+    for algebra in found:
+        if not algebra.rotations:
+            by_indices[algebra.atom, tuple(sorted((algebra.atom, *algebra.spectators)))].append(algebra)
+    out = []
+    for family in families:
+        signs = {(u.root, u.block, u.indices): c for u, c in family.vector.items() if u.root in roots}
+        key = tuple(sorted(family.atoms))
+        larger = (algebra for atom in reversed(family.atoms) for algebra in by_indices[atom, key] if _same_signs(algebra, signs))
+        out.append(next(larger, None) if family.atoms and not family.zero_mean else None)
+    return out
 
 
 def _same_signs(algebra: Algebra, signs: Mapping[tuple[int, Block, frozenset[Identity]], Fraction]) -> bool:
@@ -125,7 +127,12 @@ def _same_signs(algebra: Algebra, signs: Mapping[tuple[int, Block, frozenset[Ide
 
 
 @dataclass
-class _Search:
+class Search:
+    """Carriers, what joins them, and what forbids them.
+
+    `normed`, `centred` and `paired` are those that a normalisation, a centring one, or a rotation of pairs carries.
+    """
+
     program: Program
     edges: dict[Carrier, list[Edge]] = field(default_factory=lambda: defaultdict(list))
     forbidden: set[Carrier] = field(default_factory=set)

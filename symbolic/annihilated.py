@@ -1,8 +1,8 @@
 """Directions that a centring normalisation leaves empty: what reads it cannot tell what its weight does there.
 
 The entries z_j of a LayerNorm sum to zero, so W -> W + v 1^T changes nothing; behind a gain y = g z it is W -> W + v (1/g)^T, and behind a
-bias y = g z + c the result shifts by v <1/g, c>, which the reader's own bias takes back. The empty direction is carried forward, from the
-normalisation to the linear maps that read it. With a gain the family is rational and has no charge.
+bias y = g z + c the result shifts by s v, s = <1/g, c>: a constant, which biases may take back like any other (`shifts`). The empty
+direction is carried forward, from the normalisation to the linear maps that read it. With a gain the family is rational and has no charge.
 
 Source: own (the sum of the normalised entries is zero, written in what the reader sees).
 """
@@ -12,14 +12,25 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from noetherflow.symbolic.axes import AxisTable, Identity
-from noetherflow.symbolic.ignored import Ignored, operand_patterns
-from noetherflow.symbolic.images import read_by
-from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, cells, join_cells
+from noetherflow.symbolic.ignored import Ignored, operand_patterns, unmarked
+from noetherflow.symbolic.primitives import Add, Apply, Block, Cell, Contract, Join, Normalize, Program, Term, cells, join_cells, read_by
 
 # A block of a parameter, with its indices as those of the tensor that carries the direction.
 Dressed = tuple[int, Block, tuple[tuple[Identity, Identity], ...]]
+READ = ("read",)
+"""Marks the unknown by which a reader shifts its result, among the indices of unknowns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A bias on the way, the number of gains in front of it, and what multiplied it since."""
+
+    bias: Dressed
+    behind: int
+    multiple: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +41,50 @@ class Empty:
     ----------
     along : frozenset of Identity
     gains : tuple of Dressed
-    biases : tuple of (Dressed, number of gains in front of it)
+    biases : tuple of Added
     """
 
     along: frozenset[Identity]
     gains: tuple[Dressed, ...] = ()
-    biases: tuple[tuple[Dressed, int], ...] = ()
+    biases: tuple[Added, ...] = ()
+
+    def times(self, multiple: Fraction) -> Empty:
+        """That of a multiple of the tensor."""
+        return replace(self, biases=tuple(replace(added, multiple=multiple * added.multiple) for added in self.biases))
+
+    @property
+    def dressing(self) -> Iterator[Dressed]:
+        """All gains and biases."""
+        yield from self.gains
+        yield from (added.bias for added in self.biases)
+
+    @property
+    def one_number(self) -> bool:
+        """Whether s = <1/g, c> depends on no index."""
+        return all(theirs in self.along for _, _, indices in self.dressing for _, theirs in indices)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A weight that reads an empty direction, and the bias (if one is needed) that takes back what the normalisation's own bias adds.
+    """A weight that reads an empty direction.
 
-    `weight` and `bias` are (root, block); `bias_indices` maps the bias's indices to the weight's. `seen` are indices of the weight along
-    which a constant is a symmetry by itself.
+    `weight` is (root, block). `seen` are indices of the weight along which a constant is a symmetry by itself.
     """
 
     weight: tuple[int, Block]
     empty: Empty
-    bias: tuple[int, Block] | None
-    bias_indices: tuple[tuple[Identity, Identity], ...]
     seen: frozenset[Identity]
 
 
-def readers(program: Program, ignored: Ignored) -> list[Reader]:
-    """Every reader of an empty direction, in the order of computation; `ignored` is what nothing downstream sees."""
+Readers = dict[tuple[int, Block], Reader]
+
+
+def readers(program: Program, ignored: Ignored) -> Readers:
+    """Every reader of an empty direction, by its weight; `ignored` is what nothing downstream sees."""
     search = _Search(program, ignored)
     for step in program.steps:
         search.follow(step)
-    return search.found
+    return {reader.weight: reader for reader in search.found}
 
 
 class _Search:
@@ -67,10 +93,6 @@ class _Search:
         self.table: AxisTable = program.table
         self._empty: dict[tuple[int, Block], Empty] = {}
         self._uses = Counter(root for step in program.steps for root in read_by(step))
-        self._consumers: dict[int, list[object]] = defaultdict(list)
-        for step in program.steps:
-            for root in dict.fromkeys(read_by(step)):
-                self._consumers[root].append(step)
         self._ignored = ignored
 
     def follow(self, step: object) -> None:
@@ -87,18 +109,14 @@ class _Search:
                 for row in cells(self.table, (step.out, *step.operands)):
                     self._add(step, row)
             case Apply() if step.factor is not None:
+                factor = Fraction(int(step.factor.p), int(step.factor.q))
                 for out, x in cells(self.table, (step.out, step.operand)):
-                    if step.factor != 1 and self._has_bias(step.operand.value.root, x):
-                        continue
-                    self._pass((step.operand.value.root, x), (step.out.value.root, out))
+                    self._pass((step.operand.value.root, x), (step.out.value.root, out), factor)
             case Join():
                 for whole, cell, piece in join_cells(self.table, step):
                     sides = [(step.whole.root, whole), (piece.root, cell)]
                     source, target = reversed(sides) if step.glued else sides
                     self._pass(source, target)
-
-    def _has_bias(self, root: int, cell: Cell) -> bool:
-        return (root, cell.block) in self._empty and bool(self._empty[root, cell.block].biases)
 
     def _begin(self, step: Normalize) -> None:
         over = {label for label in step.out.labels if label in step.over}
@@ -124,8 +142,9 @@ class _Search:
             return None
         along = {place for place, leaf in mine.leaves.items() if leaf.identity in empty.along}
         if len(step.operands) == 1 or not any(cell.leaves.keys() & along for i, cell in enumerate(row[1:]) if i != number):
-            averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
-            return _moved(empty, mine, out) if averaged or not empty.biases else None  # only an average leaves a bias as it is
+            multiple = step.constant(number)
+            moved = _moved(empty, mine, out)
+            return moved if moved is None or not empty.biases else moved.times(multiple) if multiple is not None else None
         other, theirs = step.operands[1 - number], row[2 - number]
         if len(step.operands) == 2 and other.value.parameter and theirs.leaves.keys() <= out.leaves.keys() & mine.leaves.keys():
             gain = (other.value.root, theirs.block, _indices(theirs, mine))
@@ -133,24 +152,30 @@ class _Search:
         return None
 
     def _add(self, step: Add, row: Sequence[Cell]) -> None:
+        """Tensors that are empty in the same direction, behind the same gains, and biases, add up to one that is."""
         out, *operands = row
-        carrying = [i for i, (t, c) in enumerate(zip(step.operands, operands, strict=True)) if (t.value.root, c.block) in self._empty]
-        if len(carrying) != 1 or len(operands) != 2 or step.coefficients != (1, 1):
-            return
-        (number,) = carrying
-        mine, theirs, bias = operands[number], operands[1 - number], step.operands[1 - number].value
-        if bias.parameter is not None and theirs.leaves.keys() <= mine.leaves.keys():
-            empty = self._empty[step.operands[number].value.root, mine.block]
-            added = (bias.root, theirs.block, _indices(theirs, mine))
-            moved = _moved(replace(empty, biases=(*empty.biases, (added, len(empty.gains)))), mine, out)
-            if moved is not None:
-                self._empty[step.out.value.root, out.block] = moved
+        carrying: list[Empty | None] = []
+        added: list[Added | None] = []
+        for term, cell, coefficient in zip(step.operands, operands, step.coefficients, strict=True):
+            empty = self._empty.get((term.value.root, cell.block))
+            if empty is not None:
+                moved = _moved(empty, cell, out)
+                carrying.append(moved.times(Fraction(coefficient)) if moved is not None else None)
+            else:
+                added.append(_bias(term, cell, out, coefficient))
+        whole = [empty for empty in carrying if empty is not None]
+        biases = [bias for bias in added if bias is not None]
+        alike = len({(empty.along, empty.gains) for empty in whole}) == 1
+        if alike and len(whole) == len(carrying) and len(biases) == len(added):
+            own = (replace(bias, behind=len(whole[0].gains)) for bias in biases)
+            every = (*(bias for empty in whole for bias in empty.biases), *own)
+            self._empty[step.out.value.root, out.block] = replace(whole[0], biases=every)
 
-    def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell]) -> None:
+    def _pass(self, source: tuple[int, Cell], target: tuple[int, Cell], factor: Fraction = Fraction(1)) -> None:
         empty = self._empty.get((source[0], source[1].block))
         moved = _moved(empty, source[1], target[1]) if empty is not None else None
         if moved is not None:
-            self._empty[target[0], target[1].block] = moved
+            self._empty[target[0], target[1].block] = moved.times(factor)
 
     def _readers(self, step: Contract, rows: Sequence[Sequence[Cell]], number: int) -> Iterator[Reader]:
         """Blocks of a weight that meet the same empty direction wherever they are used."""
@@ -173,35 +198,21 @@ class _Search:
         moved = {leaf.identity: theirs.leaves[place].identity for place, leaf in mine.leaves.items() if place in theirs.leaves}
         if along & out.leaves.keys() or not all(identity in moved for identity in _needed(empty)):
             return None
-        bias, indices = self._bias(step, out, theirs) or (None, ()) if empty.biases else (None, ())
-        if empty.biases and bias is None:
-            return None
-        patterns = operand_patterns(step, row, 1 - number, self._ignored)
+        patterns = unmarked(operand_patterns(step, row, 1 - number, self._ignored))
         weight = step.operands[1 - number].value.root, theirs.block
-        return Reader(weight, _renamed(empty, moved), bias, indices, frozenset().union(*patterns))
+        return Reader(weight, _renamed(empty, moved), frozenset().union(*patterns))
 
-    def _bias(self, step: Contract, out: Cell, weight: Cell) -> tuple[tuple[int, Block], tuple[tuple[Identity, Identity], ...]] | None:
-        """The bias that is added to a reader's result and can take back a shift along the weight's free indices."""
-        consumers = self._consumers[step.out.value.root]
-        if len(consumers) != 1 or not isinstance(consumers[0], Add) or consumers[0].coefficients != (1, 1):
-            return None
-        add = consumers[0]
-        free = {out.leaves[place].identity: leaf.identity for place, leaf in weight.leaves.items() if place in out.leaves}
-        for _, *operands in cells(self.table, (add.out, *add.operands)):
-            (mine, bias), terms = operands, add.operands
-            if terms[1].value.root == step.out.value.root:
-                (bias, mine), terms = operands, terms[::-1]
-            value = terms[1].value
-            if mine.block == out.block and value.parameter and not value.fixed and self._uses[value.root] == 1:
-                met = tuple((leaf.identity, free.get(mine.leaves[p].identity)) for p, leaf in bias.leaves.items() if p in mine.leaves)
-                if len(met) == len(bias.leaves) and {index for _, index in met} == set(free.values()) and free:
-                    return (value.root, bias.block), met  # type: ignore[return-value]  # none of them is None
+
+def _bias(term: Term, cell: Cell, out: Cell, coefficient: int) -> Added | None:
+    """A parameter that is added, as far as its indices are those of the sum."""
+    if term.value.parameter is None or not cell.leaves.keys() <= out.leaves.keys():
         return None
+    return Added((term.value.root, cell.block, _indices(cell, out)), 0, Fraction(coefficient))
 
 
 def _needed(empty: Empty) -> Iterator[Identity]:
     yield from empty.along
-    for _, _, indices in (*empty.gains, *(bias for bias, _ in empty.biases)):
+    for _, _, indices in empty.dressing:
         yield from (theirs for _, theirs in indices)
 
 
@@ -215,9 +226,8 @@ def _renamed(empty: Empty, moved: dict[Identity, Identity]) -> Empty:
     def dressed(d: Dressed) -> Dressed:
         return d[0], d[1], tuple((own, moved[theirs]) for own, theirs in d[2])
 
-    return Empty(
-        frozenset(moved[i] for i in empty.along), tuple(map(dressed, empty.gains)), tuple((dressed(b), n) for b, n in empty.biases)
-    )
+    biases = tuple(replace(added, bias=dressed(added.bias)) for added in empty.biases)
+    return Empty(frozenset(moved[i] for i in empty.along), tuple(map(dressed, empty.gains)), biases)
 
 
 def _indices(own: Cell, there: Cell) -> tuple[tuple[Identity, Identity], ...]:

@@ -126,6 +126,10 @@ class AxisTable:
         """Size of one atom."""
         return self._size[self.find(atom)]
 
+    def factors(self, axis: Axis) -> Axis:
+        """The indices that an axis is a product of, as far as it is split by now."""
+        return tuple(self._factor_occurrences(axis))
+
     # --- union-find with refinement
 
     def find(self, atom: int) -> int:

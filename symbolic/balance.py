@@ -281,7 +281,8 @@ def _assemble(
 
 
 def _buffer_terms(expansions: Sequence[_Expansion], v: Sequence[sp.Expr]) -> sp.Expr:
-    total = v[0] * expansions[0].buffer_coefficient(GRADIENT) * CURRENT
+    p = next(i for i, vp in enumerate(v) if vp != 0)  # not the first group where only another one has a buffer
+    total = v[p] * expansions[p].buffer_coefficient(GRADIENT) * CURRENT
     return total + sp.Add(
         *(
             vp * (e.buffer_coefficient(THETA) * e.along_theta() + e.buffer_second_order)

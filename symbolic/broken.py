@@ -29,7 +29,7 @@ from noetherflow.symbolic.actions import Patch
 from noetherflow.symbolic.defects import FUNCTIONS, Z, defect, function
 from noetherflow.symbolic.equations import each
 from noetherflow.symbolic.families import Family, gather
-from noetherflow.symbolic.gauge import lower, moves_a_weight_it_passes, parameter_unknowns
+from noetherflow.symbolic.gauge import lower, moves_what_it_passes, parameter_unknowns
 from noetherflow.symbolic.gauge_table import Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.ignored import ignored_directions
@@ -62,6 +62,8 @@ class Site:
         For each index of the family, the dimension of the patch that carries it.
     sizes : tuple of Size
         Of the axes of z, as traced.
+    picked : bool
+        The family tells apart what data chose, which z has no axis for: in `patch` and `sizes` axes for it follow z's own.
     """
 
     node: str
@@ -72,6 +74,7 @@ class Site:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
+    picked: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,12 +193,12 @@ def _shifts(graph: ArchitectureGraph, functions: Mapping[str, sp.Expr]) -> Itera
     # Only a constant arrives at a site as one: what is ignored behind a linear function may depend on the data in front of it.
     curved: dict[int, Primitive] = {id(step): replace(step, factor=None) for step in sites}
     true = replace(program, steps=[curved.get(id(s), s) for s in program.steps])
-    systems, images = shift_equations(program, wanted_index_sets(program), ignored_directions(true))
+    systems, images, _ = shift_equations(program, wanted_index_sets(program), ignored_directions(true), {})
     _keep_images_out(systems, sites)
     writer = Writer(program, graph, images)
     for family in _families(program, systems, sites, images.targets):
-        if not moves_a_weight_it_passes(family, images):
-            yield _written(writer, functions, "shift", family, writer.shift(family), sites)
+        if not moves_what_it_passes(family, images, {}):
+            yield _written(writer, functions, "shift", family, writer.shift(family, {}), sites)
 
 
 def _keep_images_out(systems: Systems, sites: list[Apply]) -> None:
@@ -234,8 +237,8 @@ def _written(
     found = []
     for step in sites:
         value, f = step.operand.value, functions[step.node]
-        sizes = tuple(writer.program.table.size(axis) for axis in value.axes)
         operation = writer.graph.nodes[step.node]["operation"]
-        for coefficient, patch, places in writer.changes(value, value.axes, family.vector, family.atoms):
-            found.append(Site(step.node, operation, coefficient, f, defect(f, change), patch, places, sizes))
+        for coefficient, seen in writer.changes(value, value.axes, family.vector, family.atoms):
+            placed = seen.patch, seen.places, seen.sizes, seen.picked
+            found.append(Site(step.node, operation, coefficient, f, defect(f, change), *placed))
     return BrokenSymmetry(symmetry, tuple(found))

@@ -13,6 +13,7 @@ import sympy as sp
 from noetherflow.symbolic.charges import charge_count, formula
 from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.laws import Law, Laws
+from noetherflow.symbolic.momenta import MomentumLaw, momentum_formula
 from noetherflow.symbolic.symmetries import Symmetry
 
 FORMAT = 1
@@ -101,7 +102,8 @@ def to_json(laws: Laws, details: bool = True) -> str:
         layers.
     """
     by_symmetry = {law.symmetry.number: law for law in laws}
-    families = [_family(symmetry, by_symmetry.get(symmetry.number), details) for symmetry in laws.symmetries]
+    turning = {law.symmetry.number: law for law in laws.momenta}
+    families = [_family(symmetry, by_symmetry.get(symmetry.number), turning.get(symmetry.number), details) for symmetry in laws.symmetries]
     found = laws.symmetries
     totals = {"generators": found.dimension, "directions": found.directions, "charges": laws.charges}
     return json.dumps(
@@ -109,7 +111,7 @@ def to_json(laws: Laws, details: bool = True) -> str:
     )
 
 
-def _family(symmetry: Symmetry, law: Law | None, details: bool) -> dict[str, Any]:
+def _family(symmetry: Symmetry, law: Law | None, momenta: MomentumLaw | None, details: bool) -> dict[str, Any]:
     counts = {"generators": symmetry.dimension, "directions": symmetry.directions, "charges": law.count if law else 0}
     out: dict[str, Any] = {"kind": symmetry.kind, "parameters": list(symmetry.parameters)} | {k: _size(v) for k, v in counts.items()}
     out["indices"] = {name: _size(size) for name, size in symmetry.indices}
@@ -117,12 +119,19 @@ def _family(symmetry: Symmetry, law: Law | None, details: bool) -> dict[str, Any
     if details:
         out["generator"] = {sp.sstr(entry): sp.sstr(change) for entry, change in symmetry.generator.items()}
         out |= _motion(law) if law else {}
+        out |= _turning(momenta) if momenta else {}
     return out
 
 
 def _motion(law: Law) -> Mapping[str, Any]:
     equations = [sp.sstr(equation) for equation in law.balance.equations]
     return {"charge": sp.sstr(law.charge), "charge_latex": formula(law.symmetry), "balance": equations, "latex": law.latex()}
+
+
+def _turning(law: MomentumLaw) -> Mapping[str, Any]:
+    equations = [sp.sstr(equation) for equation in law.balance.equations]
+    momenta = {"count": _size(law.count), "momentum": sp.sstr(law.momentum), "momentum_latex": momentum_formula(law), "balance": equations}
+    return {"angular_momentum": momenta | {"latex": law.latex()}}
 
 
 def _size(size: Size) -> int | str:

@@ -10,25 +10,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic import gauge_blocks, gauge_rules  # noqa: F401  # they fill the table of rules
-from noetherflow.symbolic.algebras import algebras, matrix_index
-from noetherflow.symbolic.annihilated import readers
-from noetherflow.symbolic.axes import Leaf, Misaligned
-from noetherflow.symbolic.families import Family, gather
+from noetherflow.symbolic.algebras import algebras, matrix_indices
+from noetherflow.symbolic.annihilated import READ, Reader, Readers, readers
+from noetherflow.symbolic.axes import Identity, Leaf, Misaligned
+from noetherflow.symbolic.empty_columns import empty_columns
+from noetherflow.symbolic.families import Family, forget, gather
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.ignored import Ignored, ignored_directions
-from noetherflow.symbolic.images import Images, images_in
+from noetherflow.symbolic.images import Images, images_in, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, parameter_cells, solve, wanted_index_sets
-from noetherflow.symbolic.primitives import Normalize, Program, Value, cells
+from noetherflow.symbolic.picks import PICKED_BY, index_source
+from noetherflow.symbolic.primitives import Block, Normalize, Program, Value, cells
 from noetherflow.symbolic.scalings import scale_equations
-from noetherflow.symbolic.shifts import shift_equations
+from noetherflow.symbolic.shifts import Reads, shift_equations
+from noetherflow.symbolic.sums import flatten_sums
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 from noetherflow.symbolic.writing import Writer
 
@@ -72,11 +75,13 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
 def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     """The symmetries of a graph, given in primitives."""
     wanted, ignored = wanted_index_sets(program), ignored_directions(program)
-    shifts = _shift_families(program, wanted, ignored)
+    reading = readers(program, ignored)
+    shifts = _shift_families(program, wanted, ignored, reading)
     writer = Writer(program, graph, shifts.images)
-    members = [writer.shift(family) for family in shifts.families]
-    members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in readers(program, ignored))]
-    null = {(a.parameter, a.patch) for s in members if s.kind == "null" for a in s.actions}
+    members = [writer.shift(family, shifts.reads.get(family.atoms, {})) for family in shifts.families]
+    members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in reading.values() if not r.empty.biases)]
+    members += [writer.columns(columns) for columns in empty_columns(program) if not columns.readers <= shifts.reading_alone(reading)]
+    null = {(a.parameter, a.patch) for s in members if s.kind == "null" and not s.zero_mean for a in s.actions}
     new = (s for s in members if s.dimension != 0 and (s.kind == "null" or any((a.parameter, a.patch) not in null for a in s.actions)))
     order = {name: i for i, name in enumerate(graph.parameters)}
     found = sorted(new, key=lambda s: (order[s.parameters[0]], len(s.parameters), s.kind))
@@ -87,9 +92,10 @@ def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Wr
     """Scales, each as the matrices whose diagonal it is where there are some, and rotations."""
     matrices = algebras(program)
     families = _families(program, scale_equations(program, wanted))
-    larger = [matrix_index(program, matrices, family) for family in families]
+    larger = matrix_indices(program, matrices, families)
     scales = [writer.scale(family, algebra) for family, algebra in zip(families, larger, strict=True)]
-    rotations = [writer.rotation(algebra) for algebra in matrices if not any(algebra is used for used in larger)]
+    used = set(map(id, larger))
+    rotations = [writer.rotation(algebra) for algebra in matrices if id(algebra) not in used]
     return scales + rotations
 
 
@@ -105,7 +111,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     if not len(graph):
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
-    program = Program()
+    program = Program(alone=_picked_alone(graph))
     values: dict[str, Value] = {}
     sinks = [n for n in graph if graph.out_degree(n) == 0]
     ends = [n for n in sinks if graph.nodes[n]["operation"] in ("output", "cross_entropy", "mean_square")] or sinks
@@ -113,9 +119,20 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     for node in graph.topological_order():
         if node in alive:
             values[node] = _lowered(program, graph, node, values, (replaced or {}).get(node))
+            program.made[node] = values[node].root
     for node in ends:
         program.pin(node, values[node])
+    flatten_sums(program)
     return program
+
+
+def _picked_alone(graph: ArchitectureGraph) -> frozenset[str]:
+    """Nodes that pick by a tensor of indices which no other node, looking through views, picks by."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for node, data in graph.nodes(data=True):
+        if data["operation"] in PICKED_BY:
+            sources[index_source(graph, node)[0] or node].append(node)
+    return frozenset(nodes[0] for nodes in sources.values() if len(nodes) == 1)
 
 
 def _lowered(program: Program, graph: ArchitectureGraph, node: str, values: dict[str, Value], replacing: Rule | None) -> Value:
@@ -168,28 +185,60 @@ def _opaque(program: Program, call: Call, why: str) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class _Shifts:
-    """Families of shifts, and the images through weights that they name."""
+    """Families of shifts, the images through weights and the shifts by readers that they name."""
 
     families: list[Family]
     images: Images
+    reads: Reads
+    atoms: Mapping[Identity, int]
+
+    def reading_alone(self, reading: Readers) -> set[tuple[int, Block]]:
+        """The readers whose families need no other reader: all that each may shift is taken back by biases, or ignored."""
+        solved = {
+            (key, unknown)
+            for family in self.families
+            if sum(READ in unknown.indices for unknown in family.vector) == 1
+            for key in ((family.atoms,) if family.zero_mean else self.reads)
+            if set(key) <= set(family.atoms)
+            for unknown in forget(family.vector, key, self.atoms)
+        }
+        held = {(u.root, u.block) for key, unknowns in self.reads.items() for u in unknowns if (key, u) not in solved}
+        return reading.keys() - held
 
 
-def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored) -> _Shifts:
-    systems, images = shift_equations(program, wanted, ignored)
-    families = _families(program, systems, images.targets)
-    return _Shifts([f for f in families if not moves_a_weight_it_passes(f, images)], images)
+def _shift_families(program: Program, wanted: frozenset[Atoms], ignored: Ignored, reading: Readers) -> _Shifts:
+    systems, images, reads = shift_equations(program, wanted, ignored, reading)
+    # In a reduced basis what comes first is had from what comes last: weights that read, then shifts, then images, the longest first.
+    last = {key: sorted(held, key=images.length, reverse=True) for key, held in images.targets.items()}
+    families = _families(program, systems, last, reads)
+    sound = [f for f in families if _begins(program, f) and not moves_what_it_passes(f, images, reads[f.atoms])]
+    return _Shifts(sound, images, dict(reads), systems.atoms)
 
 
-def moves_a_weight_it_passes(family: Family, images: Images) -> bool:
-    """Whether a shift passes a weight that it moves: then it is no first-order change alone."""
+def _begins(program: Program, family: Family) -> bool:
+    """Whether a constant is put in somewhere. Images alone that cancel are a shift of biases, which is a family already, by W v."""
+    roots = {value.root for value in program.parameters.values()}
+    return any(u.root in roots and c and not any(map(is_image, u.indices)) for u, c in family.vector.items())
+
+
+def moves_what_it_passes(family: Family, images: Images, reads: Mapping[Unknown, Reader]) -> bool:
+    """Whether a shift moves a weight that it passes, or a gain or bias that a reader's share depends on: a first-order change alone."""
     moved = {unknown.root for unknown, c in family.vector.items() if c}
-    return any(images.known[tag].weight in moved for tag in images_in(family.vector))
+    dressing = {root for u, c in family.vector.items() if c and u in reads for root, _, _ in reads[u].empty.dressing}
+    return bool(moved & dressing) or any(images.known[tag].weights & moved for tag in images_in(family.vector))
 
 
-def _families(program: Program, systems: Systems, further: Mapping[Atoms, Sequence[Unknown]] | None = None) -> list[Family]:
+def _families(
+    program: Program,
+    systems: Systems,
+    last: Mapping[Atoms, Sequence[Unknown]] | None = None,
+    first: Mapping[Atoms, Iterable[Unknown]] | None = None,
+) -> list[Family]:
     targets = parameter_unknowns(program, systems)
-    for key, unknowns in (further or {}).items():
+    for key, unknowns in (last or {}).items():
         targets[key].extend(unknowns)
+    for key, beginning in (first or {}).items():
+        targets[key][:0] = beginning
     solutions = {key: solve(systems.equations.get(key, []), unknowns) for key, unknowns in targets.items()}
     roots = frozenset(value.root for value in program.parameters.values())
     return gather(solutions, systems.equations, systems.atoms, roots)

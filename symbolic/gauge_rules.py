@@ -5,12 +5,15 @@ Normalisations, attention and recurrent layers are in `noetherflow.symbolic.gaug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from math import isfinite
 
 import sympy as sp
 
-from noetherflow.symbolic.axes import Misaligned
+from noetherflow.symbolic.axes import Misaligned, multiply
 from noetherflow.symbolic.gauge_table import Call, aligned_labels, biased, grouped, rational, rule
+from noetherflow.symbolic.graph import Shape
 from noetherflow.symbolic.primitives import Program, Value
 
 # What is at most this is minus infinity after a softmax: the lowest numbers of the float types are used for it.
@@ -94,7 +97,8 @@ def _matmul(program: Program, call: Call) -> Value:
     return program.contract(call.node, [(a, left), (b, right)], [*map(str, range(rank)), "m", "n"], uniform=True)
 
 
-# Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands.
+# Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands. What one operand alone has
+# and the result lacks is summed first.
 
 
 @rule("einsum")
@@ -103,31 +107,75 @@ def _einsum(program: Program, call: Call) -> Value:
     letters = inputs.split(",")
     if any(len(set(part)) != len(part) for part in (*letters, out)):
         raise Misaligned("a diagonal")
-    operands = [(call[slot], list(part)) for slot, part in zip(sorted(call.values, key=int), letters, strict=True)]
-    shared = all(letter in out or sum(letter in part for part in letters) > 1 for part in letters for letter in part)
-    return program.contract(call.node, operands, list(out), uniform=shared)
+    operands = []
+    for slot, part in zip(sorted(call.values, key=int), letters, strict=True):
+        alone = {letter for letter in part if letter not in out and sum(letter in other for other in letters) == 1}
+        operands.append(_summed(program, call.node, call[slot], list(part), alone))
+    return program.contract(call.node, operands, list(out), uniform=True)
 
 
-# A table that is read row by row: every output row is one row of the weight, so what all rows share passes.
+def _summed(program: Program, node: str, x: Value, labels: Sequence[str], over: set[str]) -> tuple[Value, list[str]]:
+    """A tensor summed over some labels, and the labels it keeps; a constant comes out as many times as there are summands."""
+    kept = [label for label in labels if label not in over]
+    if not over:
+        return x, kept
+    size = multiply([program.table.size(axis) for label, axis in zip(labels, x.axes, strict=True) if label in over])
+    multiple = Fraction(size) if isinstance(size, int) else None
+    return program.contract(node, [(x, labels)], kept, multiple=multiple), kept
+
+
+# A table that is read row by row: what is picked by the same tensor of indices keeps the row's number as an index of its own (`picks`).
 # torch gives the padding row no gradient: it must not move, nor need to.
 
 
 @rule("embedding")
 def _embedding(program: Program, call: Call) -> Value:
     weight, row = call["weight"], call.get("padding_idx")
-    batch = [f"n{i}" for i in range(len(call.shape) - 1)]
+    by = [f"n{i}" for i in range(len(call.shape) - 1)]
     if row is not None and row >= 0:
         program.pin(call.node, program.piece(call.node, weight, 0, row, 1))
-    sizes = dict(zip(batch, call.shape, strict=False))
-    return program.contract(call.node, [(weight, ["v", "d"])], [*batch, "d"], sizes, uniform=True)
+    return program.pick(call.node, weight, ["v", "d"], "v", _indices(program, call, "input", call.shape[:-1]), by, [*by, "d"])
+
+
+@rule("index_select")
+def _index_select(program: Program, call: Call) -> Value:
+    x, rank = call["input"], len(call["input"].axes)
+    dim = call.get("dim") % rank
+    labels, more = [str(i) for i in range(rank)], len(call.shape) - rank + 1
+    by = [f"n{i}" for i in range(more)]
+    index = _indices(program, call, "index", call.shape[dim : dim + more])
+    return program.pick(call.node, x, labels, labels[dim], index, by, [*labels[:dim], *by, *labels[dim + 1 :]])
+
+
+# out[i, j] = T[i, index[i, j]]: the indices lie along all axes, those of the table among them
+
+
+@rule("gather")
+def _gather(program: Program, call: Call) -> Value:
+    x, dim = call["input"], call.get("dim") % len(call.shape)
+    sizes = [program.table.size(axis) for axis in x.axes]
+    if len(sizes) != len(call.shape) or any(a != b for i, (a, b) in enumerate(zip(sizes, call.shape, strict=True)) if i != dim):
+        raise Misaligned("a part of the axes that are kept")
+    labels = [str(i) for i in range(len(sizes))]
+    by = [*labels[:dim], "n", *labels[dim + 1 :]]
+    return program.pick(call.node, x, labels, labels[dim], _indices(program, call, "index", call.shape), by, by)
+
+
+def _indices(program: Program, call: Call, slot: str, shape: Shape) -> Value:
+    """The tensor of indices; one that nothing else is picked by, where it is not given."""
+    index = call.values.get(slot)
+    known = index is not None and index.fixed and tuple(map(program.table.size, index.axes)) == tuple(shape)
+    return index if index is not None and known else program.fresh(shape, fixed=True)
 
 
 @rule("sum", "mean")
 def _sum(program: Program, call: Call) -> Value:
     x, over = call["input"], {d % len(call["input"].axes) for d in call.get("dims", range(len(call["input"].axes)))}
     labels = [str(i) for i in range(len(x.axes))]
-    kept = [label for i, label in enumerate(labels) if i not in over]
-    y = program.contract(call.node, [(x, labels)], kept, uniform=call.operation == "mean")
+    if call.operation == "sum":
+        y, _ = _summed(program, call.node, x, labels, {labels[i] for i in over})
+    else:
+        y = program.contract(call.node, [(x, labels)], [label for i, label in enumerate(labels) if i not in over], uniform=True)
     return program.reshape(y, call.shape)
 
 

@@ -1,8 +1,9 @@
 """Shifts that pass a weight: a constant v in front of W arrives behind it as its image W v, and a bias can take it back.
 
-(b <- b + v, c <- c - W v): the bias of a linear pair, of the values of an attention, of a normalisation in front of linear maps. Such a
-family is affine and has no charge, but it is a symmetry and must be counted. An image is an unknown like any other shift, in the linear
-system of the index set that v depends on; this file says how primitives relate images.
+(b <- b + v, c <- c - W v): the bias of a linear pair, of the values of an attention, of a normalisation in front of linear maps. Behind two
+weights it is W2 W1 v, behind a gain g it is g v. Such a family is affine and has no charge, but it is a symmetry and must be counted. An
+image is an unknown like any other shift, in the linear system of the index set that v depends on; this file says how primitives relate
+images.
 """
 
 from __future__ import annotations
@@ -14,42 +15,55 @@ from fractions import Fraction
 
 import sympy as sp
 
+from noetherflow.symbolic.annihilated import Reader
 from noetherflow.symbolic.axes import AxisTable, Identity
 from noetherflow.symbolic.equations import Chosen, summed
+from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, Vector
-from noetherflow.symbolic.primitives import Add, Block, Cell, Contract, Join, Normalize, Pin, Program, Term, cells, join_cells
+from noetherflow.symbolic.primitives import Add, Block, Cell, Contract, Join, Normalize, Pin, Program, Term, cells, join_cells, read_by
 
 IMAGE = "image"
 
 
+MAX_FACTORS = 3
+"""Weights that a constant is followed through; behind more of them it is given up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A block of a weight that a constant has passed.
+    """What a constant becomes behind weights: Σ of the constant times blocks of weights, over all dimensions that the holder lacks.
 
     Parameters
     ----------
-    weight : int
-        Root of the weight.
-    block : Block
-    arguments : tuple of (atom, identity)
-        Indices of the weight that meet those of the constant.
+    factors : tuple of (root, block, dimensions, power)
+        The weights in order; for each index of a block the dimension of the product that it runs along.
+    sizes : tuple of Size
+        Of the dimensions.
+    arguments : tuple of (atom, dimension)
+        Indices of the constant.
     """
 
-    weight: int
-    block: Block
-    arguments: tuple[tuple[int, Identity], ...]
+    factors: tuple[tuple[int, Block, tuple[tuple[Identity, int], ...], int], ...]
+    sizes: tuple[Size, ...]
+    arguments: tuple[tuple[int, int], ...]
 
     @property
     def tag(self) -> Identity:
         """What marks the image among the indices of an unknown."""
-        return (IMAGE, self.weight, str(sorted(map(str, self.block))), str(sorted(map(str, self.arguments))))
+        factors = [(root, sorted(map(str, block)), sorted(map(str, along)), power) for root, block, along, power in self.factors]
+        return (IMAGE, str(factors), str(self.arguments))
+
+    @property
+    def weights(self) -> frozenset[int]:
+        """Roots of the weights it passed."""
+        return frozenset(root for root, _, _, _ in self.factors)
 
 
 @dataclass
 class _Held:
-    """An image on a block of a tensor: which of its indices are which of the weight's, and the systems in which it is unknown."""
+    """An image on a block of a tensor: the dimensions that its indices run along, and the systems in which it is unknown."""
 
-    places: Mapping[Identity, Identity]  # index of the tensor -> index of the weight
+    places: Mapping[Identity, int]
     keys: set[Atoms] = field(default_factory=set)
 
 
@@ -59,39 +73,98 @@ class Images:
     def __init__(self, program: Program) -> None:
         self.known: dict[Identity, Image] = {}
         self.targets: dict[Atoms, list[Unknown]] = defaultdict(list)
-        self.indices: dict[Unknown, Mapping[Identity, Identity]] = {}
+        self.indices: dict[Unknown, Mapping[Identity, int]] = {}
         self._held: dict[tuple[int, Block], dict[Identity, _Held]] = defaultdict(dict)
         self._uses = Counter(root for step in program.steps for root in read_by(step))
 
     def begin(self, systems: Systems, key: Atoms, chosen: Chosen, step: Contract, row: Sequence[Cell], number: int, x: Unknown) -> bool:
         """State that a constant `x` meets a weight; False if it does not, or the image could not be named."""
-        if len(step.operands) != 2 or not (step.linear and step.uniform) or step.out.value.fixed:
+        weight = _weight(step, row, number)
+        if weight is None or not chosen <= weight[1].leaves.keys():
             return False
-        term, other, weight = step.operands[number], step.operands[1 - number], row[2 - number]
-        if other.value.parameter is None or other.value.root == term.value.root or not chosen <= weight.leaves.keys():
-            return False
-        arguments = tuple((leaf.atom, leaf.identity) for (label, _), leaf in weight.leaves.items() if label in term.labels)
+        (root, cell), labels = weight, step.operands[number].labels
+        dimensions = {leaf.identity: d for d, leaf in enumerate(cell.leaves.values())}
+        arguments = tuple((leaf.atom, dimensions[leaf.identity]) for (label, _), leaf in cell.leaves.items() if label in labels)
         if len({atom for atom, _ in arguments}) != len(arguments):
             return False  # which index of the constant meets which of the weight's could not be told
-        image = Image(other.value.root, weight.block, arguments)
-        kept = {row[0].leaves[p].identity: leaf.identity for p, leaf in weight.leaves.items() if p in row[0].leaves}
-        self.known[image.tag] = image
-        self._put(step.out.value.root, row[0].block, image.tag, kept, {key})
-        systems.state(key, summed([(_unknown(step.out.value.root, row[0].block, image.tag), 1), (x, -1)]))
+        sizes = tuple(leaf.size for leaf in cell.leaves.values())
+        image = Image(((root, cell.block, tuple(dimensions.items()), 1),), sizes, arguments)
+        kept = {row[0].leaves[p].identity: dimensions[leaf.identity] for p, leaf in cell.leaves.items() if p in row[0].leaves}
+        self._arrive(systems, image, kept, {key}, step.out.value.root, row[0], x)
+        return True
+
+    def read(self, systems: Systems, key: Atoms, step: Contract, row: Sequence[Cell], weight: Cell, reader: Reader, x: Unknown) -> bool:
+        """State that coefficients `x` of a reader add to its result their image by s, the sum of biases over gains that it reads."""
+        dimensions = {leaf.identity: d for d, leaf in enumerate(weight.leaves.values())}
+        free = [leaf for leaf in weight.leaves.values() if leaf.identity not in reader.empty.along]
+        arguments = tuple((leaf.atom, dimensions[leaf.identity]) for leaf in free)
+        if len({atom for atom, _ in arguments}) != len(arguments):
+            return False
+        sizes = tuple(leaf.size for leaf in weight.leaves.values())
+        kept = {row[0].leaves[p].identity: dimensions[leaf.identity] for p, leaf in weight.leaves.items() if p in row[0].leaves}
+        for added in reader.empty.biases:
+            dressed = [*((gain, -1) for gain in reader.empty.gains[: added.behind]), (added.bias, 1)]
+            factors = tuple((r, b, tuple((own, dimensions[there]) for own, there in along), power) for (r, b, along), power in dressed)
+            self._arrive(systems, Image(factors, sizes, arguments), kept, {key}, step.out.value.root, row[0], x, added.multiple)
         return True
 
     def contract(self, systems: Systems, step: Contract, row: Sequence[Cell], number: int, patterns: set[frozenset[Identity]]) -> None:
-        """Images in front of a product: an average lets them through, what ignores them leaves them free."""
+        """Images in front of a product: an average or a sum lets them through, what ignores them leaves them free, a weight joins them."""
         term, cell = step.operands[number], row[1 + number]
-        averaged = number == step.averaged or (len(step.operands) == 1 and step.uniform)
+        multiple = step.constant(number)
         for tag, held in self._on(term.value.root, cell):
-            if not any(not pattern & held.places.keys() for pattern in patterns):
-                self._pass(systems, tag, held, (term.value.root, cell), (step.out.value.root, row[0]), sp.S.One if averaged else None)
+            if any(not pattern & held.places.keys() for pattern in patterns):
+                continue
+            if multiple is not None or not self._extend(systems, tag, held, step, row, number):
+                factor = None if multiple is None else sp.Rational(multiple.numerator, multiple.denominator)
+                self._pass(systems, tag, held, (term.value.root, cell), (step.out.value.root, row[0]), factor)
+
+    def _extend(self, systems: Systems, tag: Identity, held: _Held, step: Contract, row: Sequence[Cell], number: int) -> bool:
+        """State that an image meets a further weight; False if it does not."""
+        image, weight, out, mine = self.known[tag], _weight(step, row, number), row[0], row[1 + number]
+        places = {place: held.places[leaf.identity] for place, leaf in mine.leaves.items() if leaf.identity in held.places}
+        if weight is None or len(image.factors) == MAX_FACTORS or weight[0] in image.weights:
+            return False
+        root, cell = weight
+        if not all(place in cell.leaves or place in out.leaves for place in places):
+            return False
+        sizes = list(image.sizes)
+        dimensions: dict[Identity, int] = {}
+        for place, leaf in cell.leaves.items():
+            dimensions[leaf.identity] = places[place] if place in places else len(sizes)
+            sizes += [] if place in places else [leaf.size]
+        longer = Image((*image.factors, (root, cell.block, tuple(dimensions.items()), 1)), tuple(sizes), image.arguments)
+        known = {place: dimensions[leaf.identity] for place, leaf in cell.leaves.items()}
+        kept = {leaf.identity: (places | known)[place] for place, leaf in out.leaves.items() if place in places or place in known}
+        here = _unknown(step.operands[number].value.root, mine.block, tag)
+        self._arrive(systems, longer, kept, held.keys, step.out.value.root, out, here)
+        return True
+
+    def _arrive(
+        self,
+        systems: Systems,
+        image: Image,
+        places: Mapping[Identity, int],
+        keys: set[Atoms],
+        root: int,
+        out: Cell,
+        x: Unknown,
+        multiple: Fraction = Fraction(1),
+    ) -> None:
+        """State that behind a weight, x is there as an image."""
+        self.known[image.tag] = image
+        self._put(root, out.block, image.tag, places, keys)
+        for key in keys:
+            systems.state(key, summed([(_unknown(root, out.block, image.tag), 1), (x, -multiple)]))
+
+    def length(self, unknown: Unknown) -> int:
+        """How many weights an image has passed: what passed fewer can often be had from what is given up first."""
+        return max((len(self.known[index].factors) for index in unknown.indices if is_image(index)), default=0)
 
     def average(self, systems: Systems, step: Contract, rows: Sequence[Sequence[Cell]]) -> None:
         """What is averaged must bear an image wherever it is averaged: the mean of a shifted and an unshifted part is neither."""
-        number = 0 if len(step.operands) == 1 and step.uniform else step.averaged
-        if number is None:
+        number = 0 if len(step.operands) == 1 else step.averaged
+        if number is None or step.constant(number) is None:
             return
         root = step.operands[number].value.root
         for row in rows:
@@ -145,7 +218,8 @@ class Images:
         for tag, held in self._summed(step, row).items():
             for term, cell in zip(step.operands, operands, strict=True):
                 value, mine = term.value, {out.leaves[p].identity for p in cell.leaves}
-                free = value.parameter and not value.fixed and value.root != self.known[tag].weight and self._uses[value.root] == 1
+                passed = value.root in self.known[tag].weights
+                free = value.parameter and not value.fixed and not passed and self._uses[value.root] == 1
                 if free and mine == held.places.keys():
                     unknown = _unknown(value.root, cell.block, tag)
                     places = {leaf.identity: held.places[out.leaves[p].identity] for p, leaf in cell.leaves.items()}
@@ -193,7 +267,7 @@ class Images:
         for key in held.keys:
             systems.state(key, {_unknown(root, cell.block, tag): 1})
 
-    def _put(self, root: int, block: Block, tag: Identity, places: Mapping[Identity, Identity], keys: set[Atoms]) -> None:
+    def _put(self, root: int, block: Block, tag: Identity, places: Mapping[Identity, int], keys: set[Atoms]) -> None:
         self._held[root, block].setdefault(tag, _Held(places)).keys.update(keys)
 
     def _on(self, root: int, cell: Cell) -> Iterator[tuple[Identity, _Held]]:
@@ -214,7 +288,15 @@ def _unknown(root: int, block: Block, tag: Identity) -> Unknown:
     return Unknown(root, block, frozenset({tag}))
 
 
-def _moved(held: _Held, source: Cell, target: Cell) -> dict[Identity, Identity] | None:
+def _weight(step: Contract, row: Sequence[Cell], number: int) -> tuple[int, Cell] | None:
+    """The parameter that an operand meets in a product, root and cell; None if it meets anything else."""
+    if len(step.operands) != 2 or not (step.linear and step.uniform) or step.out.value.fixed:
+        return None
+    met = step.operands[1 - number].value
+    return None if met.parameter is None or met.root == step.operands[number].value.root else (met.root, row[2 - number])
+
+
+def _moved(held: _Held, source: Cell, target: Cell) -> dict[Identity, int] | None:
     """The indices of an image as those of another tensor; None if one of them is lost."""
     out = {}
     for place, leaf in source.leaves.items():
@@ -223,17 +305,3 @@ def _moved(held: _Held, source: Cell, target: Cell) -> dict[Identity, Identity] 
                 return None
             out[target.leaves[place].identity] = held.places[leaf.identity]
     return out if len(out) == len(held.places) else None
-
-
-def read_by(step: object) -> Iterator[int]:
-    """The tensors that a primitive reads, once for every time it does."""
-    match step:
-        case Contract() | Add():
-            yield from (term.value.root for term in step.operands)
-        case Join():
-            yield step.whole.root
-            yield from (piece.root for piece in step.pieces if piece is not None)
-        case Pin():
-            yield step.value.root
-        case _:
-            yield step.operand.value.root  # type: ignore[attr-defined]  # Apply, Normalize and Turn have one operand

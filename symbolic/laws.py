@@ -14,13 +14,16 @@ from typing import Any
 import sympy as sp
 
 from noetherflow.errors import RuleError
+from noetherflow.symbolic.angular import derive_momentum
 from noetherflow.symbolic.balance import CHARGE, Balance, derive_balance
 from noetherflow.symbolic.charges import charge, charge_count, formula, is_linear
 from noetherflow.symbolic.flows import gradient_flow
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.kinetic_balance import derive_kinetic_balance
+from noetherflow.symbolic.momenta import MomentumLaw, turning
 from noetherflow.symbolic.nonlinear import is_linear as is_linear_form
+from noetherflow.symbolic.pairings import NotLinear
 from noetherflow.symbolic.rules import SGD, Rule
 from noetherflow.symbolic.solutions import Solution, solve_homogeneous
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
@@ -105,11 +108,20 @@ class Law:
 
 
 class Laws(Sequence[Law]):
-    """All laws of a graph under a rule."""
+    """All laws of a graph under a rule: a sequence of those that have charges.
 
-    def __init__(self, members: Sequence[Law], symmetries_found: Symmetries) -> None:
+    Attributes
+    ----------
+    symmetries : Symmetries
+    momenta : tuple of MomentumLaw
+        The laws of rotations, which have no charge. None under rules that keep no running average of gradients and whose step is not
+        linear in them (RMSprop, Adagrad, signs without momentum), nor where the gradient is taken elsewhere than at θ.
+    """
+
+    def __init__(self, members: Sequence[Law], symmetries_found: Symmetries, momenta: Sequence[MomentumLaw] = ()) -> None:
         self._members = tuple(members)
         self.symmetries = symmetries_found
+        self.momenta = tuple(momenta)
 
     def __getitem__(self, item: Any) -> Any:
         return self._members[item]
@@ -146,7 +158,8 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     Returns
     -------
     Laws
-        Exact balance laws. Symmetries without a charge give none (``laws.symmetries`` lists them all).
+        Exact balance laws of charges, and those of angular momenta in ``laws.momenta``. ``laws.symmetries`` lists all symmetries, also
+        those without a law.
 
     Raises
     ------
@@ -168,10 +181,32 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     found = symmetries(graph) if found is None else found
     used = rule or SGD()
     laws = [_law(graph, s, used) for s in found]
-    return Laws([law for law in laws if law.count != 0], found)
+    momenta = [law for s in turning(found) if (law := _momentum_law(graph, s, used)) is not None]
+    return Laws([law for law in laws if law.count != 0], found, momenta)
 
 
 def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:
+    group_of, groups = _groups(graph, symmetry, rule)
+    forms = tuple(rule.groups[g].form for g in groups)
+    if all(is_linear_form(form) for form in forms):
+        balance = derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups))
+    else:
+        balance = derive_kinetic_balance(forms, is_linear(symmetry))
+    return Law(symmetry, rule, group_of, balance)
+
+
+def _momentum_law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> MomentumLaw | None:
+    """None where the rule leaves angular momenta without a law."""
+    group_of, groups = _groups(graph, symmetry, rule)
+    try:
+        balance = derive_momentum(tuple(rule.groups[g].form for g in groups), _same_momentum(rule, groups))
+    except NotLinear:
+        return None
+    return MomentumLaw(symmetry, rule, group_of, balance)
+
+
+def _groups(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> tuple[dict[str, int], tuple[int, ...]]:
+    """The parameter group of each parameter that a symmetry moves, and the groups in order."""
     identities = {name: identity for identity, name in graph.graph.get("identities", {}).items()}
     group_of = {name: rule.group_of(identities.get(name)) for name in symmetry.parameters}
     outside = [name for name, group in group_of.items() if group is None]
@@ -181,13 +216,8 @@ def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:
             "Freeze it before tracing (requires_grad_(False)), or give it to the optimizer.",
             parameters=outside,
         )
-    groups = tuple(dict.fromkeys(g for g in group_of.values() if g is not None))
-    forms = tuple(rule.groups[g].form for g in groups)
-    if all(is_linear_form(form) for form in forms):
-        balance = derive_balance(forms, is_linear(symmetry), _same_momentum(rule, groups))
-    else:
-        balance = derive_kinetic_balance(forms, is_linear(symmetry))
-    return Law(symmetry, rule, {name: g for name, g in group_of.items() if g is not None}, balance)
+    known = {name: g for name, g in group_of.items() if g is not None}
+    return known, tuple(dict.fromkeys(known.values()))
 
 
 def _same_momentum(rule: Rule, groups: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations
 from math import lcm
 
@@ -170,12 +171,23 @@ def _components(equations: Sequence[Vector], targets: Sequence[Unknown]) -> Iter
 
 def _solve_component(columns: Sequence[Unknown], targets: int, equations: Sequence[Vector]) -> Iterator[Vector]:
     index = {u: i for i, u in enumerate(columns)}
-    rows = {r: {index[u]: QQ(c.numerator, c.denominator) for u, c in e.items()} for r, e in enumerate(equations)}
-    shape = (len(rows), len(columns))
-    null = DomainMatrix(rows, shape, QQ).nullspace() if rows else DomainMatrix.eye(len(columns), QQ)
+    rows = tuple(tuple(sorted((index[u], c) for u, c in equation.items())) for equation in equations)
+    for solution in _reduced_nullspace(rows, len(columns), targets):
+        yield {columns[i]: value for i, value in solution}
+
+
+@lru_cache(maxsize=4096)
+def _reduced_nullspace(
+    rows: tuple[tuple[tuple[int, Fraction], ...], ...], width: int, targets: int
+) -> tuple[tuple[tuple[int, Fraction], ...], ...]:
+    """Solutions that move a target, as (column, value) pairs; equal layers of a network ask the same question, and are answered once."""
+    matrix = {r: {i: QQ(c.numerator, c.denominator) for i, c in row} for r, row in enumerate(rows)}
+    null = DomainMatrix(matrix, (len(rows), width), QQ).nullspace() if rows else DomainMatrix.eye(width, QQ)
     reduced, pivots = null.to_sparse().rref()
+    found = []
     for row, pivot in enumerate(pivots):
         if pivot < targets:
             entries = {i: Fraction(int(QQ.numer(v)), int(QQ.denom(v))) for i, v in reduced.rep.to_sdm()[row].items()}
             scale = lcm(*(value.denominator for i, value in entries.items() if i < targets))
-            yield {columns[i]: value * (scale if scale <= LARGEST_SCALE else 1) for i, value in entries.items()}
+            found.append(tuple((i, value * (scale if scale <= LARGEST_SCALE else 1)) for i, value in entries.items()))
+    return tuple(found)

@@ -61,6 +61,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "sum": _unary,
     "mean": _unary,
     "embedding": Operation(("weight",), ("input",)),
+    "index_select": Operation(("input",), ("index",)),
+    "gather": Operation(("input",), ("index",)),
     # positively homogeneous
     "relu": _unary,
     "leaky_relu": _unary,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,9 @@ class Absorber:
     sizes : tuple of Size
         Sizes of the kept axes in the graph: the channels for BatchNorm, the batch and the positions for LayerNorm, the batch and the
         groups for GroupNorm.
+    picked : bool
+        The family tells apart what data chose (the expert, the token), which the tensor has no axis for: in `patch` and `sizes` axes for
+        it follow the kept ones.
     """
 
     node: str
@@ -42,6 +45,23 @@ class Absorber:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
+    picked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where in a network a change of parameters is felt: what happens anywhere else does not matter to its law, rounding included.
+
+    Parameters
+    ----------
+    passed : frozenset of str
+        Nodes whose value moves, or where what moves meets what compensates it.
+    absorbed : frozenset of str
+        Nodes whose normalisation does not see the change.
+    """
+
+    passed: frozenset[str] = frozenset()
+    absorbed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,8 @@ class Symmetry:
         Positions of the indices over which coefficients must have zero mean.
     centred : bool
         Only rotations that fix (1, ..., 1).
+    reach : Reach
+        Where it is felt; empty for rotations, and where it is not known.
     """
 
     kind: str
@@ -72,6 +94,7 @@ class Symmetry:
     zero_mean: frozenset[int] = frozenset()
     centred: bool = False
     number: int = 0
+    reach: Reach = field(default=Reach(), compare=False, repr=False)
 
     @property
     def matrix(self) -> bool:

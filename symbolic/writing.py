@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 
 import sympy as sp
 
 from noetherflow.symbolic.actions import INDEX_LETTERS, Action, Factor, Form, Image, Index, Patch
 from noetherflow.symbolic.algebras import Algebra, Carrier, Dressing
-from noetherflow.symbolic.annihilated import Dressed, Reader
-from noetherflow.symbolic.axes import Axis, Identity, Segment
+from noetherflow.symbolic.annihilated import Added, Dressed, Reader
+from noetherflow.symbolic.axes import Axis, Identity, Segment, multiply
+from noetherflow.symbolic.empty_columns import Columns
 from noetherflow.symbolic.families import Family
-from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
-from noetherflow.symbolic.symmetries import Absorber, Symmetry
+from noetherflow.symbolic.reaches import Reaches
+from noetherflow.symbolic.symmetries import Absorber, Reach, Symmetry
 
 Located = tuple[list[Identity], Patch]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a family acts on a tensor.
+
+    Parameters
+    ----------
+    patch : Patch
+    places : tuple of int
+        For each index of the family, the dimension of the patch that carries it.
+    sizes : tuple of Size
+        Of the axes.
+    picked : bool
+        Whether the family tells apart what data chose (the expert, the token): then axes for the chosen indices follow the tensor's own.
+    """
+
+    patch: Patch
+    places: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    picked: bool = False
+
+    @property
+    def volume(self) -> sp.Expr:
+        """Number of entries of the block."""
+        return sp.sympify(multiply([index.size for index in self.patch.indices]))
+
+    def along_axes(self, count: int) -> Seen:
+        """The same seen along the first axes, the tensor's own; as it is where an index of the family lies along another."""
+        indices = tuple(index for index in self.patch.indices if index.axis < count)
+        if any(self.patch.indices[place].axis >= count for place in self.places):
+            return replace(self, picked=True)
+        return Seen(Patch(self.patch.offsets[:count], indices), self.places, self.sizes[:count])
 
 
 @dataclass
@@ -33,8 +70,13 @@ class Writer:
     def __post_init__(self) -> None:
         parameters = self.program.parameters.items()
         self._names = {value.root: name for name, value in parameters}
+        self._reaches = Reaches(self.program)
         self._order = {name: i for i, name in enumerate(self.graph.parameters)}
         self._patches = {(value.root, block): located for _, value in parameters for block, located in self._blocks(value)}
+        self._normalizations: dict[int, list[Normalize]] = defaultdict(list)
+        for step in self.program.steps:
+            if isinstance(step, Normalize) and not step.operand.value.fixed:
+                self._normalizations[step.operand.value.root].append(step)
 
     def scale(self, family: Family, algebra: Algebra | None) -> Symmetry:
         """A family of scales: diagonal, or the matrices whose diagonal it is."""
@@ -42,14 +84,18 @@ class Writer:
         actions = self._actions(family, atoms, "scale" if algebra is None else "matrix")
         signs = {action.weight > 0 for action in actions}
         kind = "linear" if algebra is not None else ("rescale" if len(signs) == 2 else "scale")
-        return self._symmetry(kind, family, atoms, actions)
+        return self._symmetry(kind, family, atoms, actions, self._reaches.of_scale(family.vector))
 
-    def shift(self, family: Family) -> Symmetry:
-        """A family of shifts."""
+    def shift(self, family: Family, reads: Mapping[Unknown, Reader]) -> Symmetry:
+        """A family of shifts; `reads` are those of a weight along a direction that a normalisation leaves empty."""
+        reading = {u: reads[u] for u, c in family.vector.items() if c and u in reads}
+        if reading:
+            actions = self._sorted(list(self._read(family, reading)))
+            return self._symmetry("affine", family, family.atoms, actions, self._reaches.of_shift(family.vector))
         actions = self._actions(family, family.atoms, "shift")
         whole = len(actions) == 1 and len(actions[0].patch.indices) == len(actions[0].places)
-        images = any(action.form == "image" for action in actions)
-        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions)
+        images, reach = any(action.form == "image" for action in actions), self._reaches.of_shift(family.vector)
+        return self._symmetry("affine" if images else "null" if whole else "translation", family, family.atoms, actions, reach)
 
     def rotation(self, algebra: Algebra) -> Symmetry:
         """The rotations along an index."""
@@ -58,36 +104,68 @@ class Writer:
         actions = self._sorted([self._turned(carrier, dressing, atoms) for carrier, dressing in turned])
         return Symmetry("complex" if algebra.pairs else "rotation", self._indices(atoms), actions, centred=algebra.centred)
 
+    def columns(self, columns: Columns) -> Symmetry:
+        """What all readers of an empty direction do together with the biases that they read."""
+        actions = []
+        for carrier, (sign, dressing) in columns.members.items():
+            if carrier.root in self._names:
+                turned = self._turned(carrier, _inverse(dressing) if sign < 0 else dressing, (columns.atom,))
+                actions.append(replace(turned, form="column", weight=sp.Integer(sign)))
+        return Symmetry("affine", self._indices((columns.atom,)), self._sorted(actions))
+
     def reader(self, reader: Reader) -> Symmetry:
-        """What a weight may do along a direction that a normalisation leaves empty."""
+        """What a weight may do along a direction that a normalisation leaves empty, where no bias was added on the way."""
         identities, patch = self._patches[reader.weight]
         free = tuple(d for d, identity in enumerate(identities) if identity not in reader.empty.along)
         gains = tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains)
-        name = self._names[reader.weight[0]]
-        actions = [Action(name, patch, free, sp.S.One, "shift", gains)]
-        for bias, behind in reader.empty.biases:
-            factors = (*gains[:behind], self._factor(bias, identities, 1))
-            actions.append(self._taken_back(reader, identities, patch, free, factors))
-        indices = self._indices(tuple(patch.indices[d].atom for d in free))
         seen = frozenset(i for i, d in enumerate(free) if identities[d] in reader.seen)
-        kind = "affine" if reader.empty.gains or reader.empty.biases else "translation"
-        return Symmetry(kind, indices, tuple(actions), zero_mean=seen)
+        name = self._names[reader.weight[0]]
+        action = Action(name, patch, free, sp.S.One, "shift", gains)
+        indices = self._indices(tuple(patch.indices[d].atom for d in free))
+        reach = self._reaches.behind(self.graph, name)
+        return Symmetry("affine" if gains else "translation", indices, (action,), zero_mean=seen, reach=reach)
 
-    def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int) -> Factor:
+    def _factor(self, dressed: Dressed, identities: Sequence[Identity], power: int, start: int = 0) -> Factor:
+        """A gain or a bias, along the dimensions that identities have from `start` on."""
         root, block, indices = dressed
         own, patch = self._patches[root, block]
         there = dict(indices)
-        return Factor(self._names[root], patch, tuple(identities.index(there[identity]) for identity in own), power)
+        return Factor(self._names[root], patch, tuple(start + identities.index(there[identity]) for identity in own), power)
 
-    def _taken_back(
-        self, reader: Reader, identities: Sequence[Identity], patch: Patch, free: tuple[int, ...], factors: tuple[Factor, ...]
+    # A reader with the coefficients v adds s v to its result, s = <1/g, c> over the gains and biases of what it reads. All else that a
+    # family moves takes the factor s; where two readers answer each other, each takes the factor of the other.
+
+    def _read(self, family: Family, reading: Mapping[Unknown, Reader]) -> Iterator[Action]:
+        for unknown, coefficient in family.vector.items():
+            if unknown.root in self._names and coefficient:
+                others = [reader for u, reader in reading.items() if u != unknown and reader.empty.one_number]
+                for chosen in product(*(reader.empty.biases for reader in others)):
+                    yield self._multiplied(unknown, coefficient, family.atoms, reading.get(unknown), list(zip(others, chosen, strict=True)))
+
+    def _multiplied(
+        self, unknown: Unknown, coefficient: Fraction, atoms: Atoms, reader: Reader | None, by: Sequence[tuple[Reader, Added]]
     ) -> Action:
-        assert reader.bias is not None
-        own, bias = self._patches[reader.bias]
-        there = dict(reader.bias_indices)
-        kept = tuple(identities.index(there[identity]) for identity in own)
-        image = Image(factors, tuple(index.size for index in patch.indices), free, kept)
-        return Action(self._names[reader.bias[0]], bias, (), sp.S.NegativeOne, "image", image=image)
+        """One action of a family with readers, times one summand of the number s of each of some readers."""
+        identities, patch = self._patches[unknown.root, unknown.block]
+        action = self._action(unknown, coefficient, atoms, "shift")
+        if reader is not None:
+            action = replace(action, factors=tuple(self._factor(gain, identities, -1) for gain in reader.empty.gains))
+        if not by:
+            return action
+        whole = tuple(range(len(patch.indices)))
+        image = action.image or Image(action.factors, tuple(i.size for i in patch.indices), action.places, whole)
+        for other, added in by:
+            image = self._summand(image, other, added)
+        weight = action.weight * sp.prod([_rational(added.multiple) for _, added in by])
+        return Action(action.parameter, patch, (), weight, "image", image=image)
+
+    def _summand(self, image: Image, reader: Reader, added: Added) -> Image:
+        """An image times one summand of a reader's s, which is a sum over dimensions of its own."""
+        identities, patch = self._patches[reader.weight]
+        along = [identity for identity in identities if identity in reader.empty.along]
+        start, sizes = len(image.sizes), tuple(patch.indices[identities.index(identity)].size for identity in along)
+        gains = (self._factor(gain, along, -1, start) for gain in reader.empty.gains[: added.behind])
+        return replace(image, factors=(*image.factors, *gains, self._factor(added.bias, along, 1, start)), sizes=(*image.sizes, *sizes))
 
     def axis_classes(self) -> dict[str, tuple[int, ...]]:
         """A class number for each axis of each parameter; an axis that is a product or a sum of indices counts as its first."""
@@ -97,9 +175,9 @@ class Writer:
             out[name] = tuple(leaves[0].atom if leaves else -1 for leaves in firsts)
         return out
 
-    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...]) -> Symmetry:
+    def _symmetry(self, kind: str, family: Family, atoms: Atoms, actions: tuple[Action, ...], reach: Reach) -> Symmetry:
         zero_mean = frozenset(range(len(atoms))) if family.zero_mean else frozenset()
-        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean)
+        return Symmetry(kind, self._indices(atoms), actions, tuple(self._absorbers(family, atoms)), zero_mean, reach=reach)
 
     def _indices(self, atoms: Atoms) -> tuple[tuple[str, object], ...]:
         return tuple(zip(INDEX_LETTERS, [self.program.table.atom_size(a) for a in atoms], strict=False))
@@ -120,14 +198,15 @@ class Writer:
         return Action(name, patch, _places(_dims(identities, unknown.indices), patch, atoms), weight, form)
 
     def _image(self, unknown: Unknown, tag: Identity, identities: Sequence[Identity], atoms: Atoms) -> Image:
-        image, partner = self.images.known[tag], self.images.indices[unknown]
-        theirs, patch = self._patches[image.weight, image.block]
-        met = dict(image.arguments)
-        arguments = tuple(theirs.index(met[atom]) for atom in atoms)
-        weight = Factor(self._names[image.weight], patch, tuple(range(len(theirs))))
-        return Image(
-            (weight,), tuple(index.size for index in patch.indices), arguments, tuple(theirs.index(partner[i]) for i in identities)
-        )
+        image, places = self.images.known[tag], self.images.indices[unknown]
+        arguments = dict(image.arguments)
+        kept = tuple(places[identity] for identity in identities)
+        return Image(tuple(self._passed(*factor) for factor in image.factors), image.sizes, tuple(arguments[a] for a in atoms), kept)
+
+    def _passed(self, root: int, block: Block, dimensions: tuple[tuple[Identity, int], ...], power: int) -> Factor:
+        identities, patch = self._patches[root, block]
+        along = dict(dimensions)
+        return Factor(self._names[root], patch, tuple(along[identity] for identity in identities), power)
 
     def _turned(self, carrier: Carrier, dressing: Dressing, atoms: Atoms) -> Action:
         identities, patch = self._patches[carrier.root, carrier.block]
@@ -147,26 +226,37 @@ class Writer:
             yield segment.choices, _patch([next(s for s in parts if s.choices <= segment.choices) for parts in per_axis])
 
     def _absorbers(self, family: Family, atoms: tuple[int, ...]) -> Iterator[Absorber]:
-        for step in self.program.steps:
-            if isinstance(step, Normalize) and not step.operand.value.fixed:
+        changed = {unknown.root for unknown, c in family.vector.items() if c and unknown.root in self._normalizations}
+        for root in sorted(changed):  # tensors are numbered in the order of computation
+            for step in self._normalizations[root]:
                 yield from dict.fromkeys(self._absorbed_at(step, family.vector, atoms))  # summands along the batch absorb as one
 
     def _absorbed_at(self, step: Normalize, vector: Vector, atoms: tuple[int, ...]) -> Iterator[Absorber]:
         value, module = step.operand.value, self.graph.nodes[step.node]["module"]
         kept = [axis for i, axis in enumerate(value.axes) if str(i) not in step.over]
-        sizes = tuple(self.program.table.size(axis) for axis in kept)
-        for coefficient, patch, places in self.changes(value, kept, vector, atoms):
-            yield Absorber(step.node, module, coefficient, step.eps, patch, places, sizes)
+        for coefficient, seen in self.changes(value, kept, vector, atoms):
+            yield Absorber(step.node, module, coefficient, step.eps, seen.patch, seen.places, seen.sizes, seen.picked)
 
-    def changes(
-        self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]
-    ) -> Iterator[tuple[sp.Rational, Patch, tuple[int, ...]]]:
-        """What a family does to a tensor, seen along some of its axes: coefficient, block, and where the family's indices lie in it."""
+    def changes(self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]) -> Iterator[tuple[sp.Rational, Seen]]:
+        """What a family does to a tensor, seen along some of its axes (those of indices that data chose come last, and all of them)."""
+        sizes = tuple(self.program.table.size(axis) for axis in axes)
+        found: dict[tuple[sp.Rational, Seen], set[Seen]] = defaultdict(set)  # summands along other axes are seen as one
         for unknown, coefficient in vector.items():
             if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
                 chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in axes]
                 identities, patch = _patch(chosen)
-                yield _rational(coefficient), patch, _places(_dims(identities, unknown.indices), patch, atoms)
+                seen = Seen(patch, _places(_dims(identities, unknown.indices), patch, atoms), sizes)
+                found[_rational(coefficient), seen.along_axes(len(axes) - len(value.picks))].add(seen)
+        for (coefficient, plain), parts in found.items():
+            if plain.picked or sum((part.volume for part in parts), start=sp.S.Zero) != plain.volume * multiply(sizes[len(plain.sizes) :]):
+                yield from ((coefficient, replace(part, picked=True)) for part in sorted(parts, key=str))
+            else:
+                yield coefficient, plain
+
+
+def _inverse(dressing: Dressing) -> Dressing:
+    """Gains of what is contracted, as those of what it is contracted with."""
+    return frozenset((gain, -power) for gain, power in dressing)
 
 
 def _patch(chosen: Sequence[Segment]) -> Located:

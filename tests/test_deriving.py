@@ -18,6 +18,18 @@ from torch import nn
 def block():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
 
+def stream():
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Linear(3, 4, bias=False), nn.Linear(4, 2)
+            self.norm = nn.RMSNorm(4, elementwise_affine=False)
+
+        def forward(self, x):
+            return self.out(self.norm(self.embed(x)))
+
+    return Stream(), torch.randn(5, 3)
+
 def nothing():
     return nn.Linear(3, 4)
 """
@@ -38,6 +50,19 @@ def test_a_model_of_the_users_own(file: Path, tmp_path: Path, capsys: pytest.Cap
     assert "1 law, 4 charges; 4 generators" in shown
     assert json.loads(output.read_text())["charges"] == 4
     assert (tmp_path / "graph.svg").read_text().startswith("<svg")
+
+
+def test_angular_momenta_stand_under_the_charges(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "laws.json"
+    assert main(["derive", f"{file}:stream", "--json", str(output), "--latex"]) == 0
+    shown = capsys.readouterr().out
+    assert "rotation embed.weight, out.weight: 6" in shown
+    assert r"K = \left(b_{\mathtt{embed.weight}}" in shown
+    assert "6 angular momenta of rotations" in " ".join(shown.split())
+    (rotation,) = (family for family in json.loads(output.read_text())["families"] if family["kind"] == "rotation")
+    assert rotation["charges"] == 0
+    assert rotation["angular_momentum"]["count"] == 6
+    assert rotation["angular_momentum"]["balance"] == ["Eq(K', J*(1 - tau) + K*mu)"]
 
 
 def test_json_to_the_terminal_is_json_and_nothing_else(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def graph_of(function: Function, shape: tuple[int, ...] = (4, 6), **parts: Any) 
 OPAQUE: dict[str, tuple[Function, str]] = {
     "a mask that parameters decide": (lambda s, x: (x * s.g).masked_fill(s.g > 0, 0.0), "aten.masked_fill"),
     "a choice that parameters decide": (lambda s, x: torch.where(x * s.g > 0, x, -x), "aten.where"),
-    "columns that parameters decide": (lambda s, x: x[:, s.g.argsort()], "aten.index"),
+    "columns that parameters decide": (lambda s, x: x[:, s.g.argsort()], "aten.argsort"),
     "two tensors of indices": (lambda s, x: (x * s.g)[torch.tensor([0, 1]), torch.tensor([2, 3])], "aten.index"),
     "power by a tensor": (lambda s, x: x ** (s.g), "aten.pow"),
     "bounds that are tensors": (lambda s, x: (x * s.g).clamp(max=s.g), "aten.clamp"),
@@ -63,8 +63,8 @@ def test_rows_that_parameters_choose_are_rows_of_a_table() -> None:
         return torch.bmm(s.experts[chosen], x[..., None])
 
     graph = graph_of(route, router=parameter(6, 3), experts=parameter(3, 2, 6))
-    ((node, found),) = ((n, d) for n, d in graph.nodes(data=True) if d["operation"] == "embedding")
-    assert ({*graph.inputs_of(node)}, found["shape"]) == ({"weight", "input"}, (4, 12))
+    ((node, found),) = ((n, d) for n, d in graph.nodes(data=True) if d["operation"] == "index_select")
+    assert ({*graph.inputs_of(node), *found["parameters"]}, found["shape"]) == ({"input", "index"}, (4, 2, 6))
     assert "aten.argmax" in steps(graph)
 
 

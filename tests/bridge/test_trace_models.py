@@ -37,7 +37,8 @@ FOUND: Final[dict[str, dict[str, int]]] = {
     "qwen3": {"linear": 15, "rms_norm": 9, "rotary": 4, "attention": 2},
     "gemma2": {"linear": 15, "rms_norm": 9, "rotary": 4, "softmax": 2, "gelu": 2},
     "gemma3": {"linear": 15, "rms_norm": 13, "rotary": 4, "attention": 2, "gelu": 2},
-    "mixtral": {"linear": 11, "rms_norm": 5, "rotary": 4, "attention": 2, "softmax": 2, "embedding": 1 + 4},
+    "mixtral": {"linear": 11, "rms_norm": 5, "rotary": 4, "attention": 2, "softmax": 2, "embedding": 1, "index_select": 4},
+    "qwen3_moe": {"linear": 11, "rms_norm": 9, "rotary": 4, "attention": 2, "softmax": 2, "embedding": 1, "index_select": 4},
     "mamba": {"linear": 7, "rms_norm": 3, "convolution": 2, "softplus": 2, "matmul": 16},
     "bert": {"embedding": 3, "layer_norm": 5, "attention": 2, "gelu": 2},
     "t5": {"embedding": 4, "rms_norm": 12, "attention": 6, "relu": 4, "masked": 4},
@@ -49,7 +50,7 @@ FOUND: Final[dict[str, dict[str, int]]] = {
     "timm_mixer": {"convolution": 1, "layer_norm": 5, "linear": 9, "gelu": 4},
     "timm_swin": {"convolution": 1, "layer_norm": 11, "attention": 3, "softmax": 1, "rearrange": 6},
 }
-LEFT: Final[dict[str, dict[str, int]]] = {"mixtral": {"aten.topk": 4}}
+LEFT: Final[dict[str, dict[str, int]]] = {"mixtral": {"aten.topk": 4}, "qwen3_moe": {"aten.topk": 4}}
 
 
 def test_the_table_names_every_model_of_the_zoo() -> None:

@@ -241,7 +241,22 @@ ATTRIBUTES: dict[str, tuple[Function, tuple[int, ...], str, set[str], dict[str, 
     ),
     "roll": (lambda s, x: x.roll((1, 2), (0, -1)), (4, 6), "rearrange", {"input"}, {"dims": [0, 1], "uniform": True}),
     "strided": (lambda s, x: x[:, 1::2], (4, 6), "rearrange", {"input"}, {"dims": [1], "uniform": True, "start": 1, "step": 2}),
-    "rows of a table by data": (lambda s, x: s.w[torch.tensor([0, 2, 2])], (4, 6), "rearrange", {"input"}, {"dims": [0], "uniform": True}),
+    "rows of a table by data": (lambda s, x: s.w[torch.tensor([0, 2, 2])], (4, 6), "index_select", {"input", "index"}, {"dim": 0}),
+    "columns by several axes of data": (
+        lambda s, x: s.w[:, torch.tensor([[0, 2], [1, 1]])],
+        (4, 6),
+        "index_select",
+        {"input", "index"},
+        {"dim": 1},
+    ),
+    "entries by data": (lambda s, x: s.w.gather(1, torch.tensor([[2, 0]])), (4, 6), "gather", {"input", "index"}, {"dim": 1}),
+    "entries along one axis": (
+        lambda s, x: torch.take_along_dim(s.w, torch.tensor([[1, 2]]), 1),
+        (4, 6),
+        "gather",
+        {"input", "index"},
+        {"dim": 1},
+    ),
 }
 
 
@@ -277,8 +292,6 @@ REARRANGED: dict[str, tuple[Callable[[Tensor], Tensor], list[int], bool]] = {
     "repeat": (lambda x: x.repeat(1, 2, 3), [1, 2], True),
     "tile": (lambda x: x.tile(2), [2], True),
     "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), [1], True),
-    "index_select": (lambda x: x.index_select(1, torch.tensor([0, 2, 2])), [1], True),
-    "indices": (lambda x: x[:, torch.tensor([0, 2, 2, 1])], [1], True),
     "cumsum": (lambda x: x.cumsum(-1), [2], False),
     "zeros around": (lambda x: F.pad(x, (1, 0, 2, 2)), [1, 2], False),
     "cropped": (lambda x: F.pad(x, (-1, -1)), [2], True),

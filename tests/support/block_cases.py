@@ -26,6 +26,7 @@ from support.blocks import (
     rms_norm,
 )
 from support.cases import Block, Case, conv, head
+from support.routed import TABLES, Routed, Tables
 from support.small_transformers import Transformer, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
@@ -104,13 +105,24 @@ def logit_scale() -> nn.Module:
     )
 
 
-READER = "a reader without bias behind a norm with bias: beta <- beta + w, W <- W - (W w)(1/g)^T / <1/g, beta>"
-GLUED = "a softmax along glued pieces: what is constant along them all passes, the rule carries it for a single piece only"
-TWO_WEIGHTS = "a constant behind two weights: b <- b + v, c <- c - W (g v)"
+ROUTED_IMAGE = "a bias against another behind a weight that is picked: b[e] <- b[e] + v[e], c[e] <- c[e] - W[e] v[e]"
+PRODUCT = "the product P of two tables is a table to its reader: P <- P X, so A <- A + (P X - P) / B, not affine"
+COMPUTED = "indices computed from others: that e -> e + 1 is one to one is not known, so what depends on e is not undone at e + 1"
 POST = "x <- x + 1 (u x) in front of a norm that the readers beside it undo: 4; the same behind the norm, with its gain: 1"
 
 ATTENTION: Final = partial(Case, shape=(5, 4))
 TOKENS: Final = partial(Case, shape=(4,), tokens=VOCABULARY)
+FEW_TOKENS: Final = partial(Case, shape=(4,), tokens=7)
+
+
+def routed(*options: Any, **more: Any) -> Callable[[], nn.Module]:
+    """Three experts of two hidden units on four features."""
+    return partial(Routed, 4, 2, 3, *options, **more)
+
+
+def tables(name: str, count: int = 2, *, out: int = 0) -> Callable[[], nn.Module]:
+    return partial(Tables, TABLES[name], 7, 3, count, head=out)
+
 
 BLOCK_CASES: Final[tuple[Case, ...]] = (
     # attention, alone
@@ -146,21 +158,21 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     TOKENS("llama_without_gains", partial(llama, gain=False), dimension=16),
     TOKENS("llama_without_gains_tied", partial(llama, gain=False, tied=True), dimension=15),
     TOKENS("llama_of_two_layers", partial(llama, 2), dimension=45),
-    TOKENS("gpt2", gpt2, dimension=92, missing=4, why=READER),
+    TOKENS("gpt2", gpt2, dimension=96),
     TOKENS("gpt2_tied", partial(gpt2, tied=True), dimension=69),
-    TOKENS("gpt2_cross_entropy", gpt2, dimension=92 + 4, missing=4, why=READER, loss="cross_entropy"),
+    TOKENS("gpt2_cross_entropy", gpt2, dimension=96 + 4, loss="cross_entropy"),
     TOKENS("gpt2_tied_cross_entropy", partial(gpt2, tied=True), dimension=69 + 4, loss="cross_entropy"),
     TOKENS("post_norm_layer_norm", partial(post_norm, layer_norm, bias=True), dimension=65, missing=5, why=POST),
     TOKENS("post_norm_rms_norm", partial(post_norm, rms_norm, bias=False), dimension=22),
     TOKENS("parallel_without_biases", palm, dimension=64),
-    TOKENS("parallel_with_biases", gptj, dimension=63, missing=8, why=f"{READER}: 4; {TWO_WEIGHTS} (values, output map): 4"),
+    TOKENS("parallel_with_biases", gptj, dimension=71),
     TOKENS("relu_stack_without_gains", relu_stack, dimension=45),
     Case("lstm", partial(Recurrent, nn.LSTM, 9, 3, 2), (4,), 9 + 3 + 8, tokens=9),
     Case("gru", partial(Recurrent, nn.GRU, 9, 3, 2), (4,), 9 + 3 + 4, tokens=9),
     # images
     Case("vision_transformer", partial(VisionTransformer, token=False), (2, 4, 4), 95),
-    Case("vision_transformer_with_class_token", partial(VisionTransformer, token=True), (2, 4, 4), 96, 4, GLUED),
-    Case("convnext", convnext, (2, 6, 6), 18, 3, TWO_WEIGHTS + " (layer scale, head)"),
+    Case("vision_transformer_with_class_token", partial(VisionTransformer, token=True), (2, 4, 4), 100),
+    Case("convnext", convnext, (2, 6, 6), 21),
     Case("squeeze_and_excitation", squeezed, (2, 4, 4), 4),
     Case("group_norm", partial(group_net, nn.ReLU()), (3,), 16),
     Case("group_norm_linear", group_net, (3,), 34),
@@ -184,7 +196,30 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     ),
     Case("dynamic_tanh", lambda: nn.Sequential(nn.Linear(3, 4, bias=False), DynamicTanh(4), nn.Linear(4, 3)), (3,), 1 + 4 + 4),
     Case("experts", partial(Experts, 4, 2, 3), (4,), 6 + 4),
-    Case("experts_stacked", partial(StackedExperts, 4, 2, 3), (4,), 6, 4, GLUED),
+    Case("experts_stacked", partial(StackedExperts, 4, 2, 3), (4,), 10),
+    # weights that indices choose: 3 * 2 hidden units, and the router's shift, which its softmax does not see
+    Case("routed_top_1", routed(1), (4,), 6 + 4),
+    Case("routed_top_1_gated", routed(1, F.silu, gated=True), (4,), 6 + 4),
+    Case("routed_top_2_with_biases", routed(2, bias=True), (4,), 6 + 4),
+    Case("routed_top_2_gated_with_biases", routed(2, F.silu, gated=True, bias=True), (4,), 6 + 4),
+    Case("routed_gelu", routed(2, F.gelu), (4,), 4),
+    Case("routed_beside_a_shared_expert", routed(2, shared=2), (4,), 6 + 4 + 2),
+    Case("routed_linear", routed(2, nn.Identity()), (4,), 3 * 4 + 4),
+    Case("routed_linear_with_biases", routed(2, nn.Identity(), bias=True), (4,), 3 * 4 + 4, 6, ROUTED_IMAGE),
+    Case("routed_by_index_select", routed(2, picks="select"), (4,), 6 + 4),
+    Case("routed_by_gather", routed(2, picks="gather"), (4,), 6 + 4),
+    Case("routed_by_embedding", routed(2, picks="embedding"), (4,), 6 + 4),
+    Case("routed_by_views_of_one_index", routed(2, picks="several"), (4,), 6 + 4),
+    Case("routed_to_others_behind", routed(2, picks="turned"), (4,), 2 + 4),
+    Case("routed_to_sorted_behind", routed(2, picks="sorted"), (4,), 2 + 4),
+    Case("routed_to_the_next_behind", routed(2, picks="next"), (4,), 2 + 4, 4, COMPUTED),
+    FEW_TOKENS("tables_multiplied", tables("product"), dimension=7 * 3),
+    FEW_TOKENS("tables_multiplied_with_head", tables("product", out=5), dimension=7 * 3 + 3, missing=6, why=PRODUCT),
+    FEW_TOKENS("tables_added", tables("sum", out=5), dimension=7 * 3 + 9),
+    FEW_TOKENS("table_squared", tables("square", 1), dimension=0),
+    FEW_TOKENS("tables_of_neighbours", tables("neighbours"), dimension=3),
+    FEW_TOKENS("tables_averaged", tables("mean", 3), dimension=7 * 3 + 3),
+    FEW_TOKENS("table_normed", tables("normed", 1, out=5), dimension=7 + 7 + 1 + 5),
     Case("linear_recurrence", partial(Unrolled, 3, 3, lambda h: h), (3, 3), 9),
     Case("relu_recurrence", partial(Unrolled, 3, 3, F.relu), (3, 3), 3),
     Case("logit_scale_cross_entropy", logit_scale, (3,), 4 + 1 + 4, loss="cross_entropy"),

@@ -142,6 +142,8 @@ RULES: Final[dict[str, Rule]] = {
     "sum": _reduced(torch.sum),
     "mean": _reduced(torch.mean),
     "embedding": lambda v, a, shape: F.embedding(v["input"], v["weight"]),
+    "index_select": lambda v, a, shape: v["input"].index_select(a["dim"], v["index"].reshape(-1)).reshape(shape),
+    "gather": lambda v, a, shape: v["input"].gather(a["dim"], v["index"]),
     "relu": _elementwise(F.relu),
     "leaky_relu": _elementwise(F.leaky_relu),
     "absolute": _elementwise(torch.abs),

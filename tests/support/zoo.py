@@ -106,6 +106,13 @@ def mixtral(**options: Any) -> Specimen:
 
 
 @_builder
+def qwen3_moe(**options: Any) -> Specimen:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6, "norm_topk_prob": True}
+    kind = {"head_dim": 6, "experts_implementation": "batched_mm", "decoder_sparse_step": 1, "mlp_only_layers": []}
+    return _language("Qwen3Moe", {**GATED, **kind, **experts}, **options)
+
+
+@_builder
 def llama_lora() -> Specimen:
     package = pytest.importorskip("peft", reason="peft is not installed (the extra 'models' has it)")
     model, inputs, options = llama()

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from support.assembled import BATCH, MAKERS, Assembled, Step
 from support.assembled_blocks import BLOCKS, smallest_variance
+from support.assembled_picks import PICKING
 from support.block_cases import BLOCK_CASES
 from support.cases import CASES, Case
 from support.invariance import Probe, independent_directions, violations
@@ -25,7 +26,7 @@ SMALLEST_VARIANCE = 1e-5
 
 _small = st.integers(0, 23)
 # Few kinds of steps in one network, so that each meets the others often: what is rare in one network is common in another.
-_kinds = st.lists(st.sampled_from((*MAKERS, *BLOCKS)), min_size=1, max_size=4)
+_kinds = st.lists(st.sampled_from((*MAKERS, *BLOCKS, *PICKING)), min_size=1, max_size=4)
 
 
 def _steps(kinds: list[str]) -> st.SearchStrategy[tuple[Step, ...]]:
