@@ -373,7 +373,7 @@ def draw_equation_17(axes: Axes) -> None:
             ("gradient", BAD, "equation 17"),
             ("buffer", GOOD, "fed with the buffer"),
         ):
-            axes.semilogy(curves[name][key], color=colour, linestyle=dashes, linewidth=1.2, label=f"{label}, {name}")
+            axes.plot(curves[name][key], color=colour, linestyle=dashes, linewidth=1.2, label=f"{label}, {name}")
     axes.set(title="Growth of r², momentum 0.9", xlabel="step", ylabel="r² / r²(0), median row")
     axes.legend(fontsize=7)
 
@@ -387,7 +387,7 @@ def draw_amplification(axes: Axes) -> None:
     axes.set(
         title="What momentum adds to r²", xlabel="mean correlation of gradients", ylabel=r"growth / $\eta^2\,\Sigma|g|^2$", ylim=(0, 2100)
     )
-    axes.legend(loc="center right", fontsize=7)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.06), fontsize=7)
 
 
 with matplotlib.rc_context(STYLE):
