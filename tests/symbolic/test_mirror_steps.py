@@ -24,9 +24,9 @@ POTENTIALS = [ARGUMENT**2 / 2, ENTROPY, -sp.log(ARGUMENT), 4 * ARGUMENT**2, ARGU
 
 @pytest.mark.parametrize("potential", POTENTIALS, ids=str)
 def test_a_mirror_step_changes_a_scaling_charge_by_divergences(potential: sp.Expr) -> None:
-    """Two entries with c = ±1 and gradients that are invariant: 2·3 - 3·2 = 0."""
+    """Three entries with c = 1, 1, -1 and gradients that are invariant: 2·3 + 1·(-2) - 4·1 = 0."""
     step, q = mirror_step(potential), scale_density(potential)
-    entries = [(1, {ARGUMENT: 2, SLOPE: 3, RATE: sp.Rational(1, 20)}), (-1, {ARGUMENT: 3, SLOPE: 2, RATE: sp.Rational(1, 20)})]
+    entries = [(c, {ARGUMENT: x, SLOPE: g, RATE: sp.Rational(1, 20)}) for c, x, g in ((1, 2, 3), (1, 1, -2), (-1, 4, 1))]
     moved = sum(c * (q.subs(ARGUMENT, step.subs(at)) - q.subs(at)) for c, at in entries)
     told = sum(c * divergence(potential, at[ARGUMENT], step.subs(at)) for c, at in entries)
     turned = sum(c * divergence(potential, step.subs(at), at[ARGUMENT]) for c, at in entries)
