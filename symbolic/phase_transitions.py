@@ -1,7 +1,7 @@
 """Phase transitions that weight decay causes: whether and how a chain of layers dies as its decay grows.
 
-A chain of D hidden layers fits y by s times the best direction, loss a s² - 2b s with a = E[x²], b = E[xy] > 0. Under gradient flow its D + 1
-layers are balanced (their charges decay), and at a given product s = Π w_i the decay γ Σ w_i² is least where they are:
+A chain of D hidden layers fits y by s times the best direction, loss a s² - 2b s with a = E[x²], b = E[xy] > 0. Under gradient flow its
+D + 1 layers are balanced (their charges decay), and at a given product s = Π w_i the decay γ Σ w_i² is least where they are:
 
     F(s) = a s² - 2b s + γ (D + 1) s^(2/(D + 1)),        s ≥ 0.
 
@@ -14,6 +14,7 @@ Source: ziyin2022exact for the orders and γ_c; own for the derivation and γ_sp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import sympy as sp
@@ -93,6 +94,7 @@ def stationary_decay(depth: int | sp.Expr) -> sp.Expr:
     return sp.simplify(-at_zero / sp.diff(slope, DECAY))
 
 
+@lru_cache(maxsize=64)
 def transition(depth: int | sp.Expr) -> Transition:
     """Derive the transition.
 
