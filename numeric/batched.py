@@ -47,7 +47,7 @@ class Stack:
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Rows of parameters (or of anything of their size) as views by name, shape (runs, ...)."""
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        pieces = torch.split(flat, [shape.numel() for shape in self.shapes.values()], dim=1)
         return {name: piece.view(-1, *shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
 
