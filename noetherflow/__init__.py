@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
     from noetherflow.bridge.verify import verify
+    from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, models, statistics
     from noetherflow.symbolic import rules
@@ -53,6 +54,7 @@ __all__ = [
     "teleport",
     "trace",
     "verify",
+    "verify_drift",
     "watch",
 ]
 
@@ -77,6 +79,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
         "verify": ("noetherflow.bridge.verify", "verify"),
+        "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),
         "watch": ("noetherflow.bridge.watch", "watch"),
     }
 )

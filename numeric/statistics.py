@@ -70,7 +70,7 @@ class Interval:
         return f"{_shown(self.mean)} ± {_shown(self.half)} ({self.confidence:.0%}, {self.count} runs)"
 
 
-def mean_interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(samples: ArrayLike, confidence: float = CONFIDENCE, *, resolution: ArrayLike = 0.0) -> Interval:
     """The mean of independent samples with Student's confidence interval.
 
     Parameters
@@ -78,6 +78,8 @@ def mean_interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> Interva
     samples : array, shape (runs, ...)
         What follows the first axis are several quantities; their intervals hold together (Bonferroni).
     confidence : float
+    resolution : array
+        What rounding may move a sample by: no interval is narrower, also where all samples are equal.
 
     Returns
     -------
@@ -97,7 +99,8 @@ def mean_interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> Interva
     """
     x = _checked(samples)
     error = np.asarray(x.std(axis=0, ddof=1) / math.sqrt(len(x)))
-    return Interval(np.asarray(x.mean(axis=0)), error, _critical(x, confidence) * error, confidence, len(x))
+    half = np.maximum(_critical(x, confidence) * error, resolution)
+    return Interval(np.asarray(x.mean(axis=0)), error, half, confidence, len(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ def judge(
     *,
     confidence: float = CONFIDENCE,
     power: float = POWER,
+    resolution: ArrayLike = 0.0,
 ) -> Verdict:
     """Judge a predicted mean by independent samples, together with wrong siblings that must be rejected by the same samples.
 
@@ -163,6 +167,8 @@ def judge(
         Of the intervals that hold the prediction, and of the rejections.
     power : float
         Least probability that a sibling is rejected if the prediction is true.
+    resolution : array
+        What rounding may move a sample by.
 
     Returns
     -------
@@ -185,8 +191,9 @@ def judge(
     if not siblings:
         raise RunError("A judgement needs a wrong sibling that the samples must reject, or a wide interval would pass. Give one or more.")
     x = _checked(samples)
-    distance = mean_interval(x - np.asarray(prediction), confidence)
-    critical, error = _critical(x, confidence), np.asarray(distance.error)
+    distance = mean_interval(x - np.asarray(prediction), confidence, resolution=resolution)
+    critical = _critical(x, confidence)
+    error = np.maximum(distance.error, np.asarray(resolution) / critical)
     rejected: dict[str, bool] = {}
     powers: dict[str, float] = {}
     needed: dict[str, int] = {}
@@ -194,7 +201,7 @@ def judge(
         gap = (np.asarray(wrong) - np.asarray(prediction) + np.zeros_like(x)).mean(axis=0)
         if not np.any(gap):
             raise RunError(f"The wrong sibling '{name}' predicts what the prediction does, so nothing can reject it.", sibling=name)
-        rejected[name] = not mean_interval(x - np.asarray(wrong), confidence).holds(0.0)
+        rejected[name] = not mean_interval(x - np.asarray(wrong), confidence, resolution=resolution).holds(0.0)
         # the quantity that tells the two apart best
         with np.errstate(divide="ignore", invalid="ignore"):
             shift = float(np.nanmax(np.abs(gap) / error))
