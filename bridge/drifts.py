@@ -154,7 +154,9 @@ class ExpectedStep:
         return self._evaluated({"": rate * diffusion(self.drift).rate.subs(TEMPERATURE, rate * self.drift.factor)})[""]
 
     def _evaluated(self, parts: Mapping[str, sp.Expr]) -> dict[str, Tensor]:
-        plain = {(name,): part.xreplace(dict.fromkeys(part.atoms(Spread), SPREAD)) for name, part in parts.items()}
+        plain: dict[tuple[str, ...], Any] = {
+            (name,): part.xreplace(dict.fromkeys(part.atoms(Spread), SPREAD)) for name, part in parts.items()
+        }
         found = compile_expressions(plain)(self.numbers)
         return {key[0]: torch.as_tensor(value) + torch.zeros_like(self.charge) for key, value in found.items()}
 

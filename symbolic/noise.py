@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import sympy as sp
 
@@ -35,7 +35,7 @@ FLUCTUATION: Final = Vector("epsilon", r"\varepsilon")
 BATCH: Final = sp.Symbol("S", positive=True)
 TEMPERATURE: Final = sp.Symbol("T", positive=True)
 
-Count = int | sp.Expr
+Count: TypeAlias = int | sp.Expr
 
 
 class Spread(sp.Function):  # type: ignore[misc]  # sympy has no type information
@@ -63,8 +63,8 @@ def sampling_factor(batch: Count = BATCH, population: Count | None = None) -> sp
     >>> sampling_factor(), sampling_factor(4, 10), sampling_factor(10, 10)
     (1/S, 1/6, 0)
     """
-    s = sp.sympify(batch)
-    n = None if population is None else sp.sympify(population)
+    s: Any = sp.sympify(batch)
+    n: Any = None if population is None else sp.sympify(population)
     if s.is_positive is False or (n is not None and ((n - s).is_negative or n == 1)):
         raise RuleError(f"No mini-batch of {batch} samples can be drawn from {population}.", batch=batch, population=population)
     return 1 / s if n is None else (n - s) / (s * (n - 1))
