@@ -21,7 +21,6 @@ from noetherflow.symbolic.drawing import draw_svg
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws
 
-
 SHOWN = 4
 """Number of laws that a note names."""
 
