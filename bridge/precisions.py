@@ -38,7 +38,8 @@ def dtype_inside(graph: ArchitectureGraph, node: str, *, normalizing: bool) -> t
     Examples
     --------
     >>> graph = ArchitectureGraph()
-    >>> _ = graph.add_operation("norm", "rms_norm", shape=(2, 3), dtype="float64", normalized_in="float32")
+    >>> _ = graph.add_operation("x", "input", shape=(2, 3))
+    >>> _ = graph.add_operation("norm", "rms_norm", {"input": "x"}, shape=(2, 3), dtype="float64", normalized_in="float32")
     >>> dtype_inside(graph, "norm", normalizing=False), dtype_inside(graph, "norm", normalizing=True)
     (torch.float64, torch.float32)
     """

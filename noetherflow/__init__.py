@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from noetherflow.bridge.trace import trace
     from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
+    from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
-    from noetherflow.numeric import data, models
+    from noetherflow.numeric import data, ensembles, models, statistics
     from noetherflow.symbolic import rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.gauge import symmetries
@@ -43,16 +44,19 @@ __all__ = [
     "data",
     "derive",
     "distance",
+    "ensembles",
     "fold_gains",
     "models",
     "rebalance",
     "rule_of",
     "rules",
+    "statistics",
     "symmetries",
     "teleport",
     "trace",
     "unexplained",
     "verify",
+    "verify_drift",
     "watch",
 ]
 
@@ -66,16 +70,19 @@ _FRONT_DOOR: Final = MappingProxyType(
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
         "distance": ("noetherflow.bridge.distance", "distance"),
+        "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "models": ("noetherflow.numeric.models", ""),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
         "rules": ("noetherflow.symbolic.rules", ""),
+        "statistics": ("noetherflow.numeric.statistics", ""),
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
+        "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),
         "watch": ("noetherflow.bridge.watch", "watch"),
     }
 )

@@ -22,6 +22,8 @@ from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.kinetic_balance import derive_kinetic_balance
 from noetherflow.symbolic.momenta import MomentumLaw, turning
+from noetherflow.symbolic.noise import BATCH, Count, Drift, derive_drift
+from noetherflow.symbolic.noise_limits import Stationary, stationary
 from noetherflow.symbolic.nonlinear import is_linear as is_linear_form
 from noetherflow.symbolic.pairings import NotLinear
 from noetherflow.symbolic.rules import SGD, Rule
@@ -98,6 +100,14 @@ class Law:
     def solution(self) -> Solution:
         """Closed form for constant hyper-parameters, as far as one exists: the homogeneous motion; sources enter by superposition."""
         return solve_homogeneous(self.balance)
+
+    def drift(self, batch: Count = BATCH, population: Count | None = None) -> Drift:
+        """The expected step under mini-batches of `batch` samples (drawn without replacement from `population`, if given): exact."""
+        return derive_drift(self.balance, batch, population)
+
+    def stationary(self, batch: Count = BATCH, population: Count | None = None) -> Stationary:
+        """The condition that a stationary distribution of mini-batch training puts on the charge: exact in the step size."""
+        return stationary(self.drift(batch, population))
 
     def latex(self) -> str:
         """Charge and balance law in LaTeX."""

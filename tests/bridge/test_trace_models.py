@@ -48,7 +48,7 @@ FOUND: Final[dict[str, dict[str, int]]] = {
     "timm_efficientnet": {"sigmoid": 10, "mean": 10},
     "timm_vit": {"convolution": 1, "layer_norm": 5, "attention": 2, "gelu": 2},
     "timm_mixer": {"convolution": 1, "layer_norm": 5, "linear": 9, "gelu": 4},
-    "timm_swin": {"convolution": 1, "layer_norm": 11, "attention": 3, "softmax": 1, "rearrange": 6},
+    "timm_swin": {"convolution": 1, "layer_norm": 11, "attention": 3, "softmax": 1, "rearrange": 2, "index_select": 4},
 }
 LEFT: Final[dict[str, dict[str, int]]] = {"mixtral": {"aten.topk": 4}, "qwen3_moe": {"aten.topk": 4}}
 
