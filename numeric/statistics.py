@@ -67,7 +67,7 @@ class Interval:
         return bool(np.all(np.abs(np.asarray(value) - self.mean) <= self.half))
 
     def __str__(self) -> str:
-        return f"{_shown(self.mean)} ± {_shown(self.half)} ({self.confidence:.0%}, {self.count} runs)"
+        return f"{_shown(self.mean)} ± {_shown(self.half)} ({100 * self.confidence:.4g} %, {self.count} runs)"
 
 
 def mean_interval(samples: ArrayLike, confidence: float = CONFIDENCE, *, resolution: ArrayLike = 0.0) -> Interval:
