@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from noetherflow.bridge.group_elements import pairing
-from noetherflow.bridge.printing import compile_expressions
+from noetherflow.bridge.printing import Key, compile_expressions
 from noetherflow.errors import RuleError
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.symbolic.balance import CHARGE, CURRENT, EXPLICIT
@@ -154,7 +154,7 @@ class ExpectedStep:
         return self._evaluated({"": rate * diffusion(self.drift).rate.subs(TEMPERATURE, rate * self.drift.factor)})[""]
 
     def _evaluated(self, parts: Mapping[str, sp.Expr]) -> dict[str, Tensor]:
-        plain = {(name,): part.xreplace(dict.fromkeys(part.atoms(Spread), SPREAD)) for name, part in parts.items()}
+        plain: dict[Key, sp.Expr] = {(name,): part.xreplace(dict.fromkeys(part.atoms(Spread), SPREAD)) for name, part in parts.items()}
         found = compile_expressions(plain)(self.numbers)
         return {key[0]: torch.as_tensor(value) + torch.zeros_like(self.charge) for key, value in found.items()}
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import sympy as sp
 
@@ -35,7 +35,7 @@ FLUCTUATION: Final = Vector("epsilon", r"\varepsilon")
 BATCH: Final = sp.Symbol("S", positive=True)
 TEMPERATURE: Final = sp.Symbol("T", positive=True)
 
-Count = int | sp.Expr
+Count: TypeAlias = int | sp.Expr
 
 
 class Spread(sp.Function):  # type: ignore[misc]  # sympy has no type information
