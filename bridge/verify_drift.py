@@ -103,7 +103,7 @@ def verify_drift(
     >>> model = nf.models.MLP([3, 4, 2]).double()
     >>> x, y = torch.randn(12, 3).double(), torch.randn(12, 2).double()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> print(nf.verify_drift(model, optimizer, "mse", x, y, batch=2, runs=2000).holds)
+    >>> print(nf.verify_drift(model, optimizer, "mse", x, y, batch=2, runs=4000).holds)
     True
     """
     if len(optimizer.param_groups) != 1:
