@@ -1,8 +1,7 @@
 """Many models of one architecture as one batched program: stacked parameters, and a gradient that is traced once.
 
-`torch.func.vmap` turns the gradient of one model's loss into that of many, but it dispatches every operation through several layers at
-every call. So it is traced once into a list of plain tensor operations (`make_fx`); a step then runs that list:
-no autograd graph is built, no layer is walked through, and no compiler is needed.
+`torch.func.vmap` turns the gradient of one model's loss into that of many. It is traced once (`noetherflow.numeric.tracing`); a step runs
+the list of operations that it is: no autograd graph is built, no layer is walked through, and no compiler is needed.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from noetherflow.errors import RunError
+from noetherflow.numeric.tracing import traced
 
 __all__ = ["Stack", "batched_gradient", "batched_record", "stack"]
 
@@ -96,48 +95,19 @@ def batched_gradient(
     def loss_of(own: Parameters, fixed: Parameters, x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(stacked.skeleton, {**own, **fixed}, (x,)), y)
 
-    def program(flat: Tensor, fixed: Parameters, x: Tensor, y: Tensor) -> list[Tensor]:
-        found = vmap(grad(loss_of), (0, 0, rows, rows))(stacked.named(flat), fixed, x, y)
+    def program(flat: Tensor, x: Tensor, y: Tensor, *fixed: Tensor) -> list[Tensor]:
+        others = dict(zip(stacked.fixed, fixed, strict=True))
+        found = vmap(grad(loss_of), (0, 0, rows, rows))(stacked.named(flat), others, x, y)
         return [found[name].reshape(runs, -1) for name in stacked.shapes]
 
-    traced = _traced(program, stacked.flat, dict(stacked.fixed), inputs, targets)
-    fixed = dict(stacked.fixed)
-    return lambda flat, x, y: traced(flat, fixed, x, y)
+    fixed = tuple(stacked.fixed.values())
+    operations = traced(program, stacked.flat, inputs, targets, *fixed)
+    return lambda flat, x, y: operations(flat, x, y, *fixed)
 
 
 def batched_record(stacked: Stack, function: Callable[[Parameters], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function of one run's parameters by name as a function flat -> its value for every run, shape (runs, ...)."""
-    return _traced(lambda flat: vmap(function)(stacked.named(flat)), stacked.flat)
-
-
-def _traced(program: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
-    buffers = {
-        id(t): t.clone() for e in examples if isinstance(e, dict) for t in e.values()
-    }  # tracing runs it: in-place changes are undone
-    try:
-        with torch.no_grad():
-            graph: fx.GraphModule = make_fx(program)(*examples)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise RunError(
-            f"This cannot be run as one batched program: {str(error).splitlines()[0]} Models and functions need plain tensor operations "
-            "of one run: no control flow that depends on data, no .item(), no random operations (dropout in eval mode is none).",
-        ) from error
-    finally:
-        for example in examples:
-            for tensor in example.values() if isinstance(example, dict) else ():
-                tensor.copy_(buffers[id(tensor)])
-    _drop_identities(graph)
-    return graph
-
-
-def _drop_identities(graph: fx.GraphModule) -> None:
-    """Take out what batching leaves behind: products by one, and results that nothing uses."""
-    for node in list(graph.graph.nodes):
-        value = node.meta.get("val")
-        if node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1 and isinstance(value, Tensor) and value.is_floating_point():
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    return traced(lambda flat: vmap(function)(stacked.named(flat)), stacked.flat)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -136,7 +136,7 @@ def test_momenta_are_torchs_buffers() -> None:
 def test_records_are_taken_where_they_should_and_in_the_order_of_variants() -> None:
     runs = variants(lr=[0.1, 0.2], width=[3, 5], seed=[0, 1])
     ensemble = Ensemble(MODELS["relu"], nn.functional.mse_loss, runs)
-    norm: Callable[[Any], Tensor] = lambda p: sum((w**2).sum() for w in p.values())  # noqa: E731
+    norm: Callable[[Any], Any] = lambda p: sum((w**2).sum() for w in p.values())  # noqa: E731
     found = train(ensemble, [(x[0], y[0]) for x, y in data(2, 1)[:7]], {"norm": norm}, every=3)
     assert found.steps.tolist() == [0, 3, 6]
     assert found["norm"].shape == (8, 3)
@@ -168,8 +168,8 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 
 class Branching(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.sum() > 0 else -super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if input.sum() > 0 else -super().forward(input)
 
 
 def step(model: nn.Module, runs: Sequence[Variant] = (Variant(lr=0.1),), **options: Any) -> None:
