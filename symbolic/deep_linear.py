@@ -1,7 +1,7 @@
 """Exact solutions of balanced and unbalanced deep linear networks: what a conserved imbalance makes of the motion.
 
-A mode of strength S is learned by a product of layers with loss ½(S - s)², s = Π a_i. Gradient flow conserves a_i² - a_{i+1}², so s moves by
-itself:
+A mode of strength S is learned by a product of layers with loss ½(S - s)², s = Π a_i. Gradient flow conserves a_i² - a_{i+1}², so s
+moves by itself:
 
     balanced, N layers        s˙ = N s^(2 - 2/N) (S - s);      two layers: a logistic curve
     two layers, δ = a² - b²   s˙ = √(δ² + 4s²) (S - s);        closed form below
@@ -10,8 +10,8 @@ and for f = a wᵀx with rates η_a, η_w and δ = η_w a² - η_a |w|²
 
     β˙ = -[(κ + δ)/2 + (κ - δ)/2 β̂β̂ᵀ] ∇_β L,    κ = √(δ² + 4 η_a η_w |β|²) = η_w a² + η_a |w|².
 
-Source: saxe2014exact (logistic curve, hyperbolic coordinates); arora2018optimization for N layers; kunin2024get for β. Derived here from the
-layers' equations.
+Source: saxe2014exact (logistic curve, hyperbolic coordinates); arora2018optimization for N layers; kunin2024get for β. Derived here from
+the layers' equations.
 """
 
 from __future__ import annotations
