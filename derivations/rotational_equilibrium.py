@@ -1,11 +1,12 @@
-# sources: own, kosson2024rotational, vanlaarhoven2017l2, wan2021spherical, loshchilov2019decoupled, gould2024continuous
+# sources: own, kosson2024rotational, vanlaarhoven2017regularization, wan2021spherical, loshchilov2019decoupled, gould2024continuous
 
 # %% [markdown]
 # # Rotational equilibrium: where the norm of a normalised layer comes to rest, and how far it turns with every step
 #
-# **Claim** (`kosson2024rotational`; for SGD `vanlaarhoven2017l2`, `wan2021spherical`). Weight decay and gradients bring the norm of a
-# weight in front of a normalisation to a value of its own, and from then on the weight turns by the same angle in every step, on average:
-# $\sqrt{2\eta\lambda}$ for SGD, $\sqrt{2\eta\lambda/(1+\beta)}$ with momentum, $\sqrt{2\eta\lambda(1-\beta)/(1+\beta)}$ for AdamW.
+# **Claim** (`kosson2024rotational`; for SGD `vanlaarhoven2017regularization`, `wan2021spherical`). Weight decay and gradients bring the
+# norm of a weight in front of a normalisation to a value of its own, and from then on the weight turns by the same angle in every step,
+# on average: $\sqrt{2\eta\lambda}$ for SGD, $\sqrt{2\eta\lambda/(1+\beta)}$ with momentum, $\sqrt{2\eta\lambda(1-\beta)/(1+\beta)}$ for
+# AdamW.
 #
 # **What is shown here** (own). These are the fixed points of the exact balance law of $\frac12r^2$. The law is linear, so means obey it
 # with nothing dropped. With $\rho = 1-\eta\lambda$ and $p$ the buffer after the step,

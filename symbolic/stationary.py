@@ -7,8 +7,8 @@ and K do not change, and their law is linear, so it determines them by the means
 
 For r⁴, and for angles instead of mean cosines, one more thing is needed: that r moves little about its mean.
 
-Source: own. Special cases: kosson2024rotational (white gradients, to leading order in ηλ); vanlaarhoven2017l2 and wan2021spherical for
-SGD.
+Source: own. Special cases: kosson2024rotational (white gradients, to leading order in ηλ); vanlaarhoven2017regularization and
+wan2021spherical for SGD.
 """
 
 from __future__ import annotations
