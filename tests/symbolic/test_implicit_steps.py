@@ -92,7 +92,7 @@ def test_growth_is_what_the_law_does_in_the_long_run(form: Form) -> None:
     (pair,) = law.sources.atoms(Inner)
     values = {ETA: R(1, 3), DECAY: 0, MU: R(1, 5), TAU: 0, CURRENT: 0}
     matrix, kick = law.matrix.subs(values), law.sources.xreplace({pair: sp.S.One}).subs(values)
-    state = sp.zeros(matrix.rows, 1)
+    before = state = sp.zeros(matrix.rows, 1)
     for _ in range(40):
         before, state = state, matrix * state + kick
     grown = 2 * (state - before)[0]
