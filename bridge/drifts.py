@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from noetherflow.bridge.group_elements import pairing
-from noetherflow.bridge.printing import Key, compile_expressions
+from noetherflow.bridge.printing import compile_expressions
 from noetherflow.errors import RuleError
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.symbolic.balance import CHARGE, CURRENT, EXPLICIT
