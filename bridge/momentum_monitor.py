@@ -73,7 +73,9 @@ class MomentumMonitor:
     sign : float
         Factor on the measured pairings; anything but 1 is a deliberately wrong law.
     compute : torch.dtype
-        Coarsest dtype that the passes run in, besides the parameters' own.
+        Coarsest dtype that the passes run in, besides the parameters' own and those of the graph.
+    met : mapping of int to Met
+        Number of a symmetry -> coarsest dtypes that its law meets in the graph.
     """
 
     laws: Sequence[MomentumLaw]
@@ -81,6 +83,7 @@ class MomentumMonitor:
     lengths: Mapping[str, int]
     sign: float = 1.0
     compute: torch.dtype = torch.float64
+    met: Mapping[int, Met] = field(default_factory=dict)
     bundles: tuple[MomentumBundle, ...] = ()
     carried: list[Carried] = field(default_factory=list)
     tallies: list[list[MomentumTally]] = field(default_factory=list)
@@ -285,12 +288,12 @@ class MomentumMonitor:
 
     def _precision(self, b: MomentumBundle, position: int) -> Precision:
         lengths = torch.ones(b.size, dtype=torch.float64)
-        dtypes = {torch.float64}
+        dtypes, met = {torch.float64}, [Met()] * b.size
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
+            met[start:stop] = [self.met.get(law.symmetry.number, Met()).with_all(self.compute)] * (stop - start)
             own = [name for name, group in law.group_of.items() if group == b.groups[position]]
             lengths[start:stop] = max((self.lengths.get(name, 1) for name in own), default=1)
             dtypes |= {self.state.dtype(name) for name in own}
-        met = [Met(self.compute, self.compute)] * b.size
         return Precision.of(max(dtypes, key=unit_roundoff), met, lengths.to(self._device))
 
     # --- going on later

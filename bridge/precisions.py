@@ -15,6 +15,7 @@ import torch
 from noetherflow.numeric.rounding import unit_roundoff
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.momenta import MomentumLaw
 
 INSIDE = "computed_in"  # attributes of a node that stands for several operations, where they are coarser than its own type
 NORMALISED = "normalized_in"
@@ -68,13 +69,13 @@ class Met:
         return Met(*(max(own, *everywhere, key=unit_roundoff) for own in (self.passed, self.absorbed)))
 
 
-def types_met(graph: ArchitectureGraph, laws: Iterable[Law], measured: Collection[str]) -> dict[int, Met]:
+def types_met(graph: ArchitectureGraph, laws: Iterable[Law | MomentumLaw], measured: Collection[str]) -> dict[int, Met]:
     """Number of a symmetry -> the types that its law meets; those of the whole graph where its reach is not known.
 
     Parameters
     ----------
     graph : ArchitectureGraph
-    laws : iterable of Law
+    laws : iterable of Law or MomentumLaw
     measured : collection of str
         Normalisations at which it is measured what rounding acts on.
     """

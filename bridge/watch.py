@@ -25,7 +25,7 @@ from noetherflow.bridge.momentum_tally import MomentumTally
 from noetherflow.bridge.monitor import Monitor
 from noetherflow.bridge.noise import gradient_lengths
 from noetherflow.bridge.optimizers import rule_of
-from noetherflow.bridge.precisions import coarsest_type
+from noetherflow.bridge.precisions import types_met
 from noetherflow.bridge.sabotage import Sabotage
 from noetherflow.bridge.sources import Sources
 from noetherflow.bridge.state import State, check
@@ -175,7 +175,7 @@ class Watch:
         names = tuple(dict.fromkeys(name for symmetry in moving for name in symmetry.parameters))
         state = State(self.model, self.optimizer, names)
         sign, lengths = self.sabotage.sign if self.sabotage else 1.0, gradient_lengths(self.graph)
-        self._momenta = MomentumMonitor(turning, state, lengths, sign=sign, compute=coarsest_type(self.graph))
+        self._momenta = MomentumMonitor(turning, state, lengths, sign=sign, met=types_met(self.graph, turning, ()))
         self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
         self._monitor = Monitor(members, state, lengths, sign=sign, beside=self.momenta.count, met=self._sources.met)
         self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None

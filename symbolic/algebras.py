@@ -87,6 +87,8 @@ class Algebra:
         Only rotations that fix (1, ..., 1).
     pairs : bool
         The rotations of RoPE's pairs.
+    roots : frozenset of int
+        Every tensor that is acted upon, parameter or not.
     """
 
     atom: int
@@ -95,6 +97,7 @@ class Algebra:
     rotations: bool
     centred: bool
     pairs: bool
+    roots: frozenset[int]
 
 
 def algebras(program: Program) -> list[Algebra]:
@@ -292,7 +295,8 @@ class Search:
             return None
         atom, spectators = self.atoms[start]
         kept = {c: labels[c] for c in component if c.root in self.roots}
-        return Algebra(atom, spectators, kept, bool(anchors) or not signed, bool(members & self.centred), bool(members & self.paired))
+        kinds = bool(anchors) or not signed, bool(members & self.centred), bool(members & self.paired)
+        return Algebra(atom, spectators, kept, *kinds, frozenset(c.root for c in component))
 
     def _labelled(self, start: Carrier) -> tuple[dict[Carrier, tuple[int, Dressing]], bool, bool]:
         """Sign and dressing of every carrier, and whether signs and dressings agree along every way."""

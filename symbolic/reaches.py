@@ -33,6 +33,10 @@ class Reaches:
                 self._readers[root].append(step)
         self._normalising = {step.node for step in program.steps if isinstance(step, Normalize)}
 
+    def of_tensors(self, roots: Iterable[int]) -> Reach:
+        """The reach of a change of these tensors and no others."""
+        return self._of(roots)
+
     def of_scale(self, vector: Vector) -> Reach:
         """The reach of a change of the tensors that a solution names."""
         return self._of({unknown.root for unknown, coefficient in vector.items() if coefficient})

@@ -102,7 +102,8 @@ class Writer:
         atoms = (*algebra.spectators, algebra.atom)
         turned = [(c, dressing) for c, (_, dressing) in algebra.members.items() if c.root in self._names]
         actions = self._sorted([self._turned(carrier, dressing, atoms) for carrier, dressing in turned])
-        return Symmetry("complex" if algebra.pairs else "rotation", self._indices(atoms), actions, centred=algebra.centred)
+        kind, reach = "complex" if algebra.pairs else "rotation", self._reaches.of_tensors(algebra.roots)
+        return Symmetry(kind, self._indices(atoms), actions, centred=algebra.centred, reach=reach)
 
     def columns(self, columns: Columns) -> Symmetry:
         """What all readers of an empty direction do together with the biases that they read."""

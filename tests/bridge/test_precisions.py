@@ -52,6 +52,10 @@ CASTS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 }
 
 
+# Rotations of what that norm reads pass through it, so their angular momentum meets the type that it computes in.
+TURNING: dict[str, set[str]] = {"a norm that says nothing of it": {"rotation a.weight +2"}}
+
+
 def coarse(report: Report) -> set[str]:
     """The families whose bound is not that of float64."""
     return {f.name for f in report.families if f.bound > 1e-12 * f.scale}
@@ -64,7 +68,7 @@ def test_the_laws_that_meet_a_coarser_type_and_no_others_are_bounded_by_it(name:
     report = run.report()
     assert report.holds, report.sentence()
     assert {law.name for law in run.laws if run._sources.met[law.symmetry.number] != Met()} == expected
-    assert coarse(report) == expected
+    assert coarse(report) == expected | TURNING.get(name, set())
     told = [note for note in report.notes if "computes in torch.float32 where these laws pass" in note]
     assert len(told) == bool(expected)
     assert all(f"'{name}'" in told[0] for name in expected)
