@@ -92,13 +92,13 @@ def test_tables_that_nothing_picks_from_sum_products_in_float32() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_small_steps_hold(norm: str) -> None:
-    report = report_of(norm, 120, lr=0.002)
+    report = report_of(norm, 200, lr=0.001)
     assert report.holds, report.sentence()
 
 
 def test_they_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("noetherflow.bridge.monitor.repeated_variance", lambda rounded, stepped, momentum: torch.zeros_like(rounded))
-    assert [f.name for f in report_of("rms_norm", 200, lr=0.002, seed=1).failed] == ["translation head.weight"]
+    assert [f.name for f in report_of("rms_norm", 200, lr=0.001).failed] == ["translation head.weight"]
 
 
 def updates(momentum: float, size: float) -> tuple[float, float]:
