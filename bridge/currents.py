@@ -190,8 +190,9 @@ def _nodes(family: Family) -> list[str]:
 
 def _choosing(family: Family) -> list[str]:
     """Nodes that pick by indices which tell the family's charges apart."""
-    sites = [*_symmetry(family).breaking, *(family.sites if isinstance(family, BrokenSymmetry) else ())]
-    return [chosen.node for site in sites for chosen in site.picked]
+    picked = [site.picked for site in _symmetry(family).breaking]
+    picked += [site.picked for site in family.sites] if isinstance(family, BrokenSymmetry) else []
+    return [chosen.node for each in picked for chosen in each]
 
 
 def _given(graph: ArchitectureGraph, inputs: Any) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ With unit roundoff u of the parameters, P their rows and B those of the buffer, 
 
 - the update θ' = fl(θ - η u) rounds twice, each time by at most u|θ'|; K pairs that up with b': σ² = 2 u² Σ_k (P_ik² B_jk² + P_jk² B_ik²)
 - a gradient entry sums M products in the accumulation dtype (roundoff a) and comes out of passes that round activations (`PASSES`), as the
-  buffer is rounded (rows of tables that indices pick are summed in other ways, `noise`): σ² = (M a² + PASSES u²) Σ_k (P_ik² G_jk² + P_jk² G_ik²), with |G| ≤ |B'| + |B| + λ|P| in rows' lengths
+  buffer is rounded: σ² = (M a² + PASSES u²) Σ_k (P_ik² G_jk² + P_jk² G_ik²), with |G| ≤ |B'| + |B| + λ|P| in rows' lengths (rows of
+  tables that indices pick are summed in other ways, `noise`)
 - the evaluation itself, in float64
 
 Sums of fourth order are known exactly every `REFRESH` steps; in between their ratio to products of rows' squared lengths, at most 1, is

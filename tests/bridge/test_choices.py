@@ -152,7 +152,9 @@ def compared(model: nn.Module, inputs: Tensor) -> Currents:
     return currents(model, inputs, loss="mse", target=torch.randn_like(model(inputs)))
 
 
-@pytest.mark.parametrize("options", [{"picks": "index"}, {"picks": "select"}, {"picks": "embedding"}, {"picks": "several"}, {"gated": True}])
+@pytest.mark.parametrize(
+    "options", [{"picks": "index"}, {"picks": "select"}, {"picks": "embedding"}, {"picks": "several"}, {"gated": True}]
+)
 def test_every_hidden_unit_of_every_expert_has_its_current(options: dict[str, Any]) -> None:
     found = compared(Routed(4, 2, 3, 2, F.gelu, **options), torch.randn(16, 4))
     (units,) = (c for c in found if float(c.measured.abs().amax()) > 1e-6)
