@@ -73,6 +73,7 @@ def test_the_bound_of_a_sum_in_half_precision_holds_and_is_not_loose(count: int,
     table = nn.Embedding(1, 500).to(Half)
     summands = (torch.ones(count, 500) + 0.3 * torch.randn(count, 500) if coherent else torch.randn(count, 500)).to(Half)
     (table(torch.zeros(count, dtype=torch.long)) * summands).sum().backward()
+    assert table.weight.grad is not None
     found, exact = table.weight.grad[0].double(), summands.double().sum(0)
     largest = torch.maximum(summands.double().cumsum(0).abs().amax(0), found.abs())
     deviation = float(scattered_variance(torch.tensor(float(count)), torch.tensor(2.0**-8)).sqrt()) * largest
