@@ -102,8 +102,8 @@ def scattered_variance(count: Tensor, unit: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> scattered_variance(torch.tensor([16.0, 512.0]), torch.tensor([2.0**-8, 2.0**-8])) * 2.0**16
-    tensor([   16., 66048.])
+    >>> (scattered_variance(torch.tensor([16.0, 512.0]), torch.tensor([2.0**-8, 2.0**-8])) * 2.0**16).tolist()
+    [16.0, 66048.0]
     """
     lost = (count - 1 / unit).clamp(min=0)
     return (count + lost * lost) * unit**2
