@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from noetherflow.bridge.choices import Choices
 from noetherflow.bridge.expected_norms import Expected, difference, written_forms
 from noetherflow.bridge.gradient_hooks import on_gradient, without_gradients
 from noetherflow.bridge.listening import Listener
@@ -55,13 +56,14 @@ class Record:
     reference: float = 0.0
     problem: str = ""
 
-    def add(self, placings: Sequence[Placing], current: Tensor, noise: NormNoise | None) -> None:
-        """Add what the statistics of one backward pass contribute."""
+    def add(self, placings: Sequence[Placing], current: Tensor, noise: NormNoise | None, chosen: Mapping[Placing, Tensor]) -> None:
+        """Add what the statistics of one backward pass contribute, at the places that indices chose in its forward pass."""
         for placing in placings:
-            placed = placing.summed(current)
+            summed = partial(placing.summed, indices=chosen.get(placing))
+            placed = summed(current)
             self.currents[placing] = self.currents[placing] + placed if placing in self.currents else placed
             if noise is not None:
-                more = noise.mapped(placing.summed)
+                more = noise.mapped(summed)
                 self.noise[placing] = self.noise[placing] + more if placing in self.noise else more
 
 
@@ -78,6 +80,8 @@ class Capture:
         Modules whose weight makes what is normalised; the size of their inputs is measured with the noise.
     functions : mapping of str to (sequence of sequence of Expected)
         Module that normalises by functions -> for each of its calls in one forward pass, in order, what it normalises.
+    choices : Choices, optional
+        What chooses the indices that charges lie along.
     measuring : bool
         Whether the noise is measured in the coming step; it costs a pass over the activations, so it is done now and then.
     """
@@ -86,6 +90,7 @@ class Capture:
     calls: Mapping[str, Sequence[Normalization]]
     producers: Sequence[str] = ()
     functions: Mapping[str, Sequence[Sequence[Expected]]] = field(default_factory=dict)
+    choices: Choices = field(default_factory=lambda: Choices(nn.Identity()))
     measuring: bool = True
     input_squares: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
@@ -98,6 +103,7 @@ class Capture:
 
     def attach(self) -> None:
         """Put the hooks on."""
+        self.choices.attach()
         self._handles.append(self.model.register_forward_pre_hook(self._start))
         for path in self.calls:
             module = self.model.get_submodule(path)
@@ -116,6 +122,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.choices.detach()
         self.listener.detach()
 
     def clear(self) -> None:
@@ -182,14 +189,14 @@ class Capture:
     def _watch_gain(self, norm: Normalization, record: Record, module: Any, x: Tensor, output: Tensor) -> None:
         """BatchNorm: gain · ∂L/∂gain, and the deviation that the forward pass saved."""
         variance = _saved_variance(output, norm.eps, x)
-        measured = x if self.measuring else None
+        measured, chosen = x if self.measuring else None, self.choices.latest(norm.placings)
 
         def backward(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor]) -> None:
             gain = module.weight.detach()
             pulled = _given(grad_inputs[1]).to(torch.float64) * gain.to(torch.float64)
             record.reference += sum(float(g.double().square().mean()) for g in grad_inputs[1:3] if g is not None)
             noise = None if measured is None else norm_noise(norm.layout, measured, norm.layout.gained(grad_outputs[0], gain), norm.eps)
-            self._take(norm, record, variance, pulled, noise)
+            self._take(norm, record, variance, pulled, noise, chosen)
 
         _given(output.grad_fn).register_hook(without_gradients(backward))
 
@@ -198,7 +205,7 @@ class Capture:
 
     def _puller(self, norm: Normalization, record: Record, layout: Layout, gain: Tensor | None, x: Tensor) -> Callable[[Tensor], None]:
         """⟨ŷ, gain ∂L/∂y⟩, of the input normalised anew, as a function of ∂L/∂y."""
-        measured, working = self.measuring, working_dtype(x)
+        measured, working, chosen = self.measuring, working_dtype(x), self.choices.latest(norm.placings)
         gain = None if gain is None else gain.detach()
 
         def backward(gradient: Tensor) -> None:
@@ -206,7 +213,7 @@ class Capture:
             values, variance = normalized(layout, x, norm.eps, working)
             record.reference += float(gradient.square().mean(dtype=torch.float64))
             noise = norm_noise(layout, x, hat, norm.eps) if measured else None
-            self._take(norm, record, variance, (values * layout.rows(hat)).sum(-1, dtype=torch.float64), noise)
+            self._take(norm, record, variance, (values * layout.rows(hat)).sum(-1, dtype=torch.float64), noise, chosen)
 
         return backward
 
@@ -241,10 +248,18 @@ class Capture:
         for wanted in expected:
             self.records.setdefault(wanted.norm.node, Record()).problem = problem
 
-    def _take(self, norm: Normalization, record: Record, variance: Tensor, pulled: Tensor, noise: NormNoise | None) -> None:
+    def _take(
+        self,
+        norm: Normalization,
+        record: Record,
+        variance: Tensor,
+        pulled: Tensor,
+        noise: NormNoise | None,
+        chosen: Mapping[Placing, Tensor],
+    ) -> None:
         defect = _DEFECT({EPS: norm.eps, VARIANCE: variance})[("defect",)]
         try:
-            record.add(norm.placings, defect * pulled, noise)
+            record.add(norm.placings, defect * pulled, noise, chosen)
         except RunError as err:  # raised later, where the law is known: not in the middle of somebody's backward pass
             record.problem = str(err)
 

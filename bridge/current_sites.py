@@ -24,6 +24,7 @@ from noetherflow.symbolic.broken import Site
 from noetherflow.symbolic.class_shifts import ClassSite, shift_defect
 from noetherflow.symbolic.currents import EPS, VARIANCE, scale_defect
 from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.picks import index_of
 from noetherflow.symbolic.symmetries import Absorber
 from noetherflow.symbolic.tying import Use
 
@@ -70,6 +71,12 @@ class Pass:
         """∂L/∂(the node's value), in float64; zero if the loss does not depend on it."""
         return self.ran.pulled.get(node, torch.zeros_like(self.value(node))).double()
 
+    def placed(self, site: Site | Absorber, density: Tensor) -> Tensor:
+        """A density at a site summed onto the charges of its family."""
+        placing = Placing.of(site)
+        index = index_of(self.graph, placing.chosen_at)
+        return placing.summed(density, self.value(index) if index else None)
+
     def of_use(self, use: Use) -> Tensor:
         """∂L/∂(a shared parameter as one node reads it), in float64."""
         if (use.parameter, use.node) not in self.ran.uses:
@@ -91,17 +98,14 @@ class Pass:
 
 def at_function(site: Site, there: Pass) -> Tensor:
     """The sum of coefficient · ∂L/∂y · defect(z) over all that the family's indices do not carry."""
-    _refuse_picked(site)
     z = there.input_of(site.node)
     there.check(site.node, evaluate(site.function, z), str(site.function))
     density = there.pulled(site.node) * evaluate(site.defect, z)
-    placing = Placing(site.node, site.patch, site.places, tuple(int(size) for size in site.sizes))
-    return float(site.coefficient) * placing.summed(density)
+    return float(site.coefficient) * there.placed(site, density)
 
 
 def at_normalization(site: Absorber, there: Pass) -> Tensor:
     """The sum of coefficient · eps / (σ² + eps) · ⟨ŷ, ∂L/∂ŷ⟩ over all statistics that the family's indices do not carry."""
-    _refuse_picked(site)
     data = there.graph.nodes[site.node]
     if data["operation"] not in NORMALIZATIONS:
         raise RunError(f"What eps lets through at the '{data['operation']}' of '{site.node}' is not known.", node=site.node)
@@ -110,12 +114,7 @@ def at_normalization(site: Absorber, there: Pass) -> Tensor:
     gain = there.parameters.get(data["parameters"].get("weight", ""))
     pulled = (values * layout.rows(layout.gained(there.pulled(site.node), gain))).sum(-1)
     defect = _EPS_DEFECT({EPS: site.eps, VARIANCE: variance})[("defect",)]
-    return float(site.coefficient) * Placing.of(site).summed(defect * pulled)
-
-
-def _refuse_picked(site: Site | Absorber) -> None:
-    if site.picked:
-        raise RunError(f"At '{site.node}' the family has an index that data choose; which samples chose what is not kept.", node=site.node)
+    return float(site.coefficient) * there.placed(site, defect * pulled)
 
 
 def at_class_site(site: ClassSite, there: Pass) -> Tensor:

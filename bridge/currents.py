@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from noetherflow.bridge.current_sites import Pass, at_class_site, at_function, at_normalization
 from noetherflow.bridge.replay import replay
@@ -24,6 +25,7 @@ from noetherflow.symbolic.broken import BrokenSymmetry, broken_symmetries
 from noetherflow.symbolic.class_shifts import ClassShift, class_shifts
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.picks import index_of
 from noetherflow.symbolic.symmetries import Symmetry
 from noetherflow.symbolic.tying import UntiedSymmetry, untied_symmetries
 
@@ -150,7 +152,9 @@ def currents(
     wanted = [*nodes, *(producer for node in nodes for producer in graph.inputs_of(node).values())]
     readers = {site.reader for family in chosen if isinstance(family, ClassShift) for site in family.sites}
     wanted += [producer for node in readers for producer in graph.inputs_of(node).values()]
+    wanted += [index_of(graph, chosen_at) for family in chosen for chosen_at in _choosing(family)]
     ran = replay(model, inputs, loss, target, kwargs=kwargs, values=wanted, pulled=list(nodes))
+    ran.values.update(_given(graph, (inputs, dict(kwargs or {}))))
     there = Pass(graph, ran, {name: p.detach().double() for name, p in model.named_parameters()})
     gradients = {name: g.double() for name, g in ran.gradients(model).items()}
     return _compared(chosen, there, gradients, clip_value)
@@ -182,6 +186,20 @@ def _symmetry(family: Family) -> Symmetry:
 def _nodes(family: Family) -> list[str]:
     own = [] if isinstance(family, Symmetry | UntiedSymmetry) else [site.node for site in family.sites]
     return [*own, *(site.node for site in _symmetry(family).breaking)]
+
+
+def _choosing(family: Family) -> list[str]:
+    """Nodes that pick by indices which tell the family's charges apart."""
+    picked = [site.picked for site in _symmetry(family).breaking]
+    picked += [site.picked for site in family.sites] if isinstance(family, BrokenSymmetry) else []
+    return [chosen.node for each in picked for chosen in each]
+
+
+def _given(graph: ArchitectureGraph, inputs: Any) -> dict[str, Tensor]:
+    """What was given to the nodes that are the model's inputs."""
+    nodes = [node for node in graph if graph.nodes[node]["operation"] == "input"]
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return dict(zip(nodes, tensors, strict=True)) if len(nodes) == len(tensors) else {}
 
 
 # --- predicted

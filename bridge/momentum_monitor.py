@@ -70,6 +70,8 @@ class MomentumMonitor:
     state : State
     lengths : mapping of str to int
         Number of products summed in a gradient entry of each parameter.
+    scattered : mapping of str to int
+        Number of additions that make a gradient entry of a parameter that indices pick from.
     sign : float
         Factor on the measured pairings; anything but 1 is a deliberately wrong law.
     compute : torch.dtype
@@ -84,6 +86,7 @@ class MomentumMonitor:
     sign: float = 1.0
     compute: torch.dtype = torch.float64
     met: Mapping[int, Met] = field(default_factory=dict)
+    scattered: Mapping[str, int] = field(default_factory=dict)
     bundles: tuple[MomentumBundle, ...] = ()
     carried: list[Carried] = field(default_factory=list)
     tallies: list[list[MomentumTally]] = field(default_factory=list)
@@ -287,14 +290,15 @@ class MomentumMonitor:
                 carried.ratios[p, name] = ratio(fourth, b.outer(own.theta, other), carried.ratios.get((p, name)))
 
     def _precision(self, b: MomentumBundle, position: int) -> Precision:
-        lengths = torch.ones(b.size, dtype=torch.float64)
+        lengths, scattered = torch.ones(b.size, dtype=torch.float64), torch.zeros(b.size, dtype=torch.float64)
         dtypes, met = {torch.float64}, [Met()] * b.size
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
             met[start:stop] = [self.met.get(law.symmetry.number, Met()).with_all(self.compute)] * (stop - start)
             own = [name for name, group in law.group_of.items() if group == b.groups[position]]
             lengths[start:stop] = max((self.lengths.get(name, 1) for name in own), default=1)
+            scattered[start:stop] = max((self.scattered.get(name, 0) for name in own), default=0)
             dtypes |= {self.state.dtype(name) for name in own}
-        return Precision.of(max(dtypes, key=unit_roundoff), met, lengths.to(self._device))
+        return Precision.of(max(dtypes, key=unit_roundoff), met, lengths.to(self._device), scattered.to(self._device))
 
     # --- going on later
 

@@ -4,7 +4,8 @@ With unit roundoff u of the parameters, P their rows and B those of the buffer, 
 
 - the update θ' = fl(θ - η u) rounds twice, each time by at most u|θ'|; K pairs that up with b': σ² = 2 u² Σ_k (P_ik² B_jk² + P_jk² B_ik²)
 - a gradient entry sums M products in the accumulation dtype (roundoff a) and comes out of passes that round activations (`PASSES`), as the
-  buffer is rounded: σ² = (M a² + PASSES u²) Σ_k (P_ik² G_jk² + P_jk² G_ik²), with |G| ≤ |B'| + |B| + λ|P| in rows' lengths
+  buffer is rounded: σ² = (M a² + PASSES u²) Σ_k (P_ik² G_jk² + P_jk² G_ik²), with |G| ≤ |B'| + |B| + λ|P| in rows' lengths (rows of
+  tables that indices pick are summed in other ways, `noise`)
 - the evaluation itself, in float64
 
 Sums of fourth order are known exactly every `REFRESH` steps; in between their ratio to products of rows' squared lengths, at most 1, is
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from noetherflow.bridge.kernels_heads import LARGEST
 from noetherflow.bridge.momentum_bundles import MomentumBundle
-from noetherflow.bridge.noise import DOUBLE, PASSES, Precision
+from noetherflow.bridge.noise import DOUBLE, Precision
 
 Vectors = Mapping[str, Mapping[str, Tensor]]
 
@@ -65,8 +66,7 @@ def step_variance(bundle: MomentumBundle, rows: Rows, ratios: Mapping[str, Tenso
     -------
     Tensor, shape (count,)
     """
-    per_entry = precision.lengths * precision.accumulated**2 + PASSES * precision.passes**2
-    gradient = per_entry * ratios["partner"] * bundle.outer(rows.theta, rows.gradient)
+    gradient = precision.per_entry * ratios["partner"] * bundle.outer(rows.theta, rows.gradient)
     paired = ("partner", rows.partner) if lasting else ("theta", rows.theta)
     update = 2 * precision.unit**2 * ratios[paired[0]] * bundle.outer(rows.theta, paired[1])
     return bundle.upper(gradient + update, squares=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from noetherflow.bridge.bundles import Bundle, bundle, spread
 from noetherflow.bridge.combinations import GRADIENT_NAME, THETA_NAME, Combinations, buffer_name
 from noetherflow.bridge.kinetics import Kinetics
-from noetherflow.bridge.noise import DOUBLE, REFRESH, Precision, gradient_variance, update_variance
+from noetherflow.bridge.noise import DOUBLE, REFRESH, Precision, gradient_variance, repeated_variance, update_variance
 from noetherflow.bridge.plan import Plan, Values, Wanted, compile_plan
 from noetherflow.bridge.precisions import Met
 from noetherflow.bridge.prediction import Measured, Prediction
@@ -43,6 +43,8 @@ class Monitor:
     state : State
     lengths : mapping of str to int
         Number of products summed in a gradient entry of each parameter.
+    scattered : mapping of str to int
+        Number of additions that make a gradient entry of a parameter that indices pick from.
     sign : float
         Factor on the measured second-order pairings; anything but 1 is a deliberately wrong law.
     compute : torch.dtype
@@ -59,6 +61,7 @@ class Monitor:
     sign: float = 1.0
     compute: torch.dtype = torch.float64
     met: Mapping[int, Met] = field(default_factory=dict)
+    scattered: Mapping[str, int] = field(default_factory=dict)
     bundles: tuple[Bundle, ...] = ()
     predictions: list[Prediction] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
@@ -206,8 +209,8 @@ class Monitor:
                 group_charges = self._charges_before[n]
             pairings = {q: self.sign * values.of(n, b.group_of_pairing(q)[0], str(q), b.size) for q in b.pairings}
             momenta = {} if b.balance.closed else self._momenta_before[n]
-            gradient, update = self._noise(n, b, values, vanishing)
-            numbers, measured = b.hyperparameters(self._hyper), Measured(pairings, group_charges, current, momenta, gradient, update)
+            noises = self._noise(n, b, values, vanishing)
+            numbers, measured = b.hyperparameters(self._hyper), Measured(pairings, group_charges, current, momenta, *noises)
             if b.kinetic:
                 measured = self._kinetics[n].completed(measured, values, moments, numbers, self._sizes_of(n, b, values))
             self.predictions[n].advance(measured, numbers)
@@ -309,9 +312,9 @@ class Monitor:
         own = [q for q in b.pairings if b.group_of_pairing(q)[0] == p and q.args[0] == q.args[1]]
         return spread(b, values.of(n, p, str(own[0]), b.size, absolute=True)) if own else values.signed.new_zeros(b.size)
 
-    def _noise(self, n: int, b: Bundle, values: Values, vanishing: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self, n: int, b: Bundle, values: Values, vanishing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradient = torch.zeros(b.size, dtype=torch.float64, device=self._device)
-        update = torch.zeros_like(gradient)
+        update, repeated = torch.zeros_like(gradient), torch.zeros_like(gradient)
         for p in range(len(b.groups)):
             precision = self._precisions[n, p]
             size, step = self._group_size(n, p, values), self._step_square(n, p, values)
@@ -322,25 +325,30 @@ class Monitor:
             self._steps_before[n, p] = step
             one = torch.ones_like(size)
             if b.linear:
-                on_theta, on_step = size**2, recent
+                on_theta, per_square = size**2, one
             else:
                 on_theta = self._ratios.get((n, p, "theta_fourth"), one) * (2 * size) ** 2
-                on_step = self._ratios.get((n, p, "step_fourth"), one) * 2 * size * recent
+                per_square = self._ratios.get((n, p, "step_fourth"), one) * 2 * size
             weight = (self.predictions[n].weights or (1.0,))[p]
-            gradient += gradient_variance(precision, on_step, 2 * size, vanishing)
+            gradient += gradient_variance(precision, per_square * recent, 2 * size, vanishing)
             update += weight**2 * update_variance(precision.unit, on_theta, size)
-        return gradient.sqrt(), update.sqrt()
+            if not b.kinetic:  # a metric's steps are not read
+                group = self._hyper[b.groups[p]]
+                stepped, momentum = group.get("lr", 1.0) ** 2 * per_square * step, group.get("momentum", 0.0)
+                repeated += weight**2 * repeated_variance(precision.unit**2 * on_theta, stepped, momentum)
+        return gradient.sqrt(), update.sqrt(), repeated.sqrt()
 
     def _precision(self, b: Bundle, position: int) -> Precision:
-        lengths = torch.ones(b.size, dtype=torch.float64)
+        lengths, scattered = torch.ones(b.size, dtype=torch.float64), torch.zeros(b.size, dtype=torch.float64)
         dtypes, met = {torch.float64}, [Met()] * b.size
         for law, start, stop in zip(b.laws, b.starts, b.starts[1:], strict=False):
             met[start:stop] = [self.met.get(law.symmetry.number, Met()).with_all(self.compute)] * (stop - start)
             own = [name for name in law.symmetry.parameters if law.group_of[name] == b.groups[position]]
             lengths[start:stop] = max((self.lengths.get(name, 1) for name in own), default=1)
+            scattered[start:stop] = max((self.scattered.get(name, 0) for name in own), default=0)
             dtypes |= {self.state.dtype(name) for name in own}
         coarsest = max(dtypes, key=unit_roundoff)
-        return Precision.of(coarsest, met, lengths.to(self._device))
+        return Precision.of(coarsest, met, lengths.to(self._device), scattered.to(self._device))
 
     # --- going on later
 

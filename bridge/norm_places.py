@@ -16,6 +16,7 @@ import networkx as nx
 import torch
 from torch import nn
 
+from noetherflow.bridge.choices import Choices
 from noetherflow.bridge.expected_norms import Expected
 from noetherflow.bridge.norm_layout import NORMALIZATIONS, Layout
 from noetherflow.bridge.norm_modules import Normalization, is_torch_norm
@@ -42,11 +43,14 @@ class NormPlaces:
         Module that is a normalisation -> its calls in one forward pass, in order.
     functions : dict of str to list of list of Expected
         Module that normalises by functions -> for each of its calls, what it normalises, in order.
+    choices : Choices
+        What chooses the indices that charges lie along.
     """
 
     nodes: frozenset[str]
     modules: dict[str, list[Normalization]]
     functions: dict[str, list[list[Expected]]]
+    choices: Choices
 
     @classmethod
     def of(cls, model: nn.Module, graph: ArchitectureGraph, laws: Iterable[Law]) -> NormPlaces:
@@ -66,15 +70,16 @@ class _Finder:
 
     def places(self, laws: Iterable[Law]) -> NormPlaces:
         placings: dict[str, dict[Placing, None]] = {}
-        for law in laws:
-            for site in law.symmetry.absorbers:
-                if site.node in self.origins and self.path(site.node) is not None and not site.picked:
-                    placings.setdefault(site.node, {})[Placing.of(site)] = None
+        wanted = [Placing.of(site) for law in laws for site in law.symmetry.absorbers]
+        choices = Choices.of(self.model, self.graph, {placing.chosen_at: None for placing in wanted if placing.chosen_at})
+        for placing in wanted:
+            if placing.node in self.origins and self.path(placing.node) is not None and not choices.problem(placing):
+                placings.setdefault(placing.node, {})[placing] = None
         made = {node: self.normalization(node, tuple(placings.get(node, ()))) for node in self.norms if self.path(node) is not None}
         needed = dict.fromkeys(made[node].path for node in placings)
         modules = {path: [norm for norm in made.values() if norm.path == path] for path in needed if self.is_alone(path)}
         functions = {path: self.by_call(path, made) for path in needed if path not in modules}
-        return NormPlaces(frozenset(placings), modules, functions)
+        return NormPlaces(frozenset(placings), modules, functions, choices)
 
     def path(self, node: str) -> str | None:
         return self.paths.get(self.origins[node].module)

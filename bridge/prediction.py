@@ -38,8 +38,9 @@ class Measured:
         Predicted ⟨ξ, g⟩.
     momenta : mapping of str to Tensor
         Measured ⟨ξ, b⟩ before the step, for laws that do not close.
-    gradient_noise, update_noise : Tensor
-        Standard deviations of the rounding errors of ⟨ξ, g⟩ (and of the buffer) and of the charge's own update.
+    gradient_noise, update_noise, repeated_noise : Tensor
+        Standard deviations of the rounding errors of ⟨ξ, g⟩ (and of the buffer) and of the charge's own update; of the latter as far as
+        they are the same in every step.
     sources : mapping of Symbol to Tensor
         Kinetic symmetry breaking, and the gain it was measured with.
     source_noise, buffer_noise : mapping of str to Tensor
@@ -52,6 +53,7 @@ class Measured:
     momenta: Mapping[str, Tensor]
     gradient_noise: Tensor
     update_noise: Tensor
+    repeated_noise: Tensor
     sources: Mapping[sp.Symbol, Tensor] = field(default_factory=dict)
     source_noise: Mapping[str, Tensor] = field(default_factory=dict)
     buffer_noise: Mapping[str, Tensor] = field(default_factory=dict)
@@ -68,6 +70,8 @@ class Prediction:
         Predicted charges now.
     momenta : mapping of str to (mapping of str to Tensor)
         For each K: mechanism -> its share.
+    repeated : Tensor, optional
+        Standard deviation of what rounding did in the same way in every step.
     """
 
     bundle: Bundle
@@ -76,6 +80,7 @@ class Prediction:
     moved: dict[str, Tensor] = field(default_factory=dict)
     covariance: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
+    repeated: Tensor | None = None
 
     @classmethod
     def start(cls, bundle: Bundle, charge: Tensor, momenta: Mapping[str, Tensor]) -> Prediction:
@@ -143,6 +148,8 @@ class Prediction:
                 fresh[x, y] = total
         fresh["charge", "charge"] = fresh["charge", "charge"] + measured.update_noise**2
         self.covariance = fresh
+        before = zero if self.repeated is None else self.repeated
+        self.repeated = abs(r.get(("charge", "charge"), 0.0)) * before + measured.repeated_noise
 
     def _covariance(self, x: str, y: str) -> Tensor:
         found = self.covariance.get((x, y), self.covariance.get((y, x)))
@@ -151,7 +158,8 @@ class Prediction:
     @property
     def deviation(self) -> Tensor:
         """Standard deviation of the predicted charge by rounding."""
-        return self._covariance("charge", "charge").clamp(min=0).sqrt()
+        independent = self._covariance("charge", "charge").clamp(min=0)
+        return independent.sqrt() if self.repeated is None else (independent + self.repeated**2).sqrt()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on later."""
@@ -161,10 +169,12 @@ class Prediction:
             "moved": self.moved,
             "covariance": {f"{x}|{y}": v for (x, y), v in self.covariance.items()},
             "weights": self.weights,
+            "repeated": self.repeated,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a stored state."""
         self.charge, self.momenta, self.moved = state["charge"], dict(state["momenta"]), dict(state["moved"])
         self.covariance = {(k.split("|")[0], k.split("|")[1]): v for k, v in state["covariance"].items()}
+        self.repeated = state["repeated"]
         self.weights = None if state["weights"] is None else tuple(state["weights"])

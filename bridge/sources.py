@@ -57,7 +57,7 @@ class Sources:
         places = NormPlaces.of(self.model, self.graph, self.laws)
         self._nodes = places.nodes
         self.met = types_met(self.graph, self.laws, self._nodes)
-        self.capture = Capture(self.model, places.modules, tuple(producing), places.functions)
+        self.capture = Capture(self.model, places.modules, tuple(producing), places.functions, places.choices)
         self._vanishing = {law.symmetry.number: law.symmetry.parameters[0] for law in self.laws if self._is_unfelt_bias(law)}
         self.biases = BiasNoise(self.model, self._bias_uses())
         needing = [law for law in self.laws if law.symmetry.absorbers or law.symmetry.number in self._vanishing]
@@ -98,7 +98,7 @@ class Sources:
 
     def _add_site(self, law: Law, site: Absorber, current: Tensor, vanishing: Tensor) -> None:
         problem = self.capture.problem(site.node) if site.node in self._nodes else "no module computes it"
-        problem = "the law's charges lie along an index that data choose" if site.picked else problem
+        problem = self.capture.choices.problem(Placing.of(site)) or problem
         met = self.met[law.symmetry.number]
         if problem and site not in law.symmetry.breaking and met.passed == met.absorbed:
             return  # nothing to predict there; what rounding does is bounded by the sizes of the gradients alone

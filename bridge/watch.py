@@ -23,7 +23,7 @@ from noetherflow.bridge.momentum_findings import recorded, slices
 from noetherflow.bridge.momentum_monitor import MomentumMonitor
 from noetherflow.bridge.momentum_tally import MomentumTally
 from noetherflow.bridge.monitor import Monitor
-from noetherflow.bridge.noise import gradient_lengths
+from noetherflow.bridge.noise import gradient_lengths, scattered_lengths
 from noetherflow.bridge.optimizers import rule_of
 from noetherflow.bridge.precisions import types_met
 from noetherflow.bridge.sabotage import Sabotage
@@ -175,9 +175,10 @@ class Watch:
         names = tuple(dict.fromkeys(name for symmetry in moving for name in symmetry.parameters))
         state = State(self.model, self.optimizer, names)
         sign, lengths = self.sabotage.sign if self.sabotage else 1.0, gradient_lengths(self.graph)
-        self._momenta = MomentumMonitor(turning, state, lengths, sign=sign, met=types_met(self.graph, turning, ()))
+        added = scattered_lengths(self.graph, next(self.model.parameters()).device)
+        self._momenta = MomentumMonitor(turning, state, lengths, sign=sign, met=types_met(self.graph, turning, ()), scattered=added)
         self._sources = Sources(self.model, self.graph, members, bool(self.sabotage and self.sabotage.ignores_currents))
-        self._monitor = Monitor(members, state, lengths, sign=sign, beside=self.momenta.count, met=self._sources.met)
+        self._monitor = Monitor(members, state, lengths, sign=sign, beside=self.momenta.count, met=self._sources.met, scattered=added)
         self._loss_check = LossCheck.of(self.graph) if self.loss is not None else None
         if self._pending is not None:
             self._load(self._pending)

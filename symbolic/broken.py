@@ -35,6 +35,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.ignored import ignored_directions
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, Vector, solve, wanted_index_sets
+from noetherflow.symbolic.picks import Chosen
 from noetherflow.symbolic.primitives import Apply, Primitive, Program, Value
 from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import shift_equations
@@ -62,8 +63,8 @@ class Site:
         For each index of the family, the dimension of the patch that carries it.
     sizes : tuple of Size
         Of the axes of z, as traced.
-    picked : bool
-        The family tells apart what data chose, which z has no axis for: in `patch` and `sizes` axes for it follow z's own.
+    picked : tuple of Chosen
+        The family tells apart what data chose, which z has no axis for: in `patch` and `sizes` an axis for each of these follows z's own.
     """
 
     node: str
@@ -74,7 +75,7 @@ class Site:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
-    picked: bool = False
+    picked: tuple[Chosen, ...] = ()
 
 
 @dataclass(frozen=True)

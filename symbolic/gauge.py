@@ -34,6 +34,7 @@ from noetherflow.symbolic.shifts import Reads, shift_equations
 from noetherflow.symbolic.sums import flatten_sums
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 from noetherflow.symbolic.uncollected import uncollected
+from noetherflow.symbolic.undone_means import undone_means
 from noetherflow.symbolic.writing import Writer
 
 
@@ -83,6 +84,7 @@ def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:
     members = [writer.shift(family, shifts.reads.get(family.atoms, {})) for family in shifts.families]
     members += [*_scales_and_rotations(program, wanted, writer), *(writer.reader(r) for r in reading.values() if not r.empty.biases)]
     members += [writer.columns(columns) for columns in empty_columns(program) if not columns.readers <= shifts.reading_alone(reading)]
+    members += [writer.columns(columns) for columns in undone_means(program, ignored)]
     null = {(a.parameter, a.patch) for s in members if s.kind == "null" and not s.zero_mean for a in s.actions}
     new = (s for s in members if s.dimension != 0 and (s.kind == "null" or any((a.parameter, a.patch) not in null for a in s.actions)))
     order = {name: i for i, name in enumerate(graph.parameters)}

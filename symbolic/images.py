@@ -21,6 +21,7 @@ from noetherflow.symbolic.equations import Chosen, summed
 from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, Vector
 from noetherflow.symbolic.primitives import Add, Block, Cell, Contract, Join, Normalize, Pin, Program, Term, cells, join_cells, read_by
+from noetherflow.symbolic.repeated import originals
 
 IMAGE = "image"
 
@@ -76,10 +77,11 @@ class Images:
         self.indices: dict[Unknown, Mapping[Identity, int]] = {}
         self._held: dict[tuple[int, Block], dict[Identity, _Held]] = defaultdict(dict)
         self._uses = Counter(root for step in program.steps for root in read_by(step))
+        self._originals = originals(program.table, program.steps)
 
     def begin(self, systems: Systems, key: Atoms, chosen: Chosen, step: Contract, row: Sequence[Cell], number: int, x: Unknown) -> bool:
         """State that a constant `x` meets a weight; False if it does not, or the image could not be named."""
-        weight = _weight(step, row, number)
+        weight = self._weight(step, row, number)
         if weight is None or not chosen <= weight[1].leaves.keys():
             return False
         (root, cell), labels = weight, step.operands[number].labels
@@ -121,7 +123,7 @@ class Images:
 
     def _extend(self, systems: Systems, tag: Identity, held: _Held, step: Contract, row: Sequence[Cell], number: int) -> bool:
         """State that an image meets a further weight; False if it does not."""
-        image, weight, out, mine = self.known[tag], _weight(step, row, number), row[0], row[1 + number]
+        image, weight, out, mine = self.known[tag], self._weight(step, row, number), row[0], row[1 + number]
         places = {place: held.places[leaf.identity] for place, leaf in mine.leaves.items() if leaf.identity in held.places}
         if weight is None or len(image.factors) == MAX_FACTORS or weight[0] in image.weights:
             return False
@@ -139,6 +141,18 @@ class Images:
         here = _unknown(step.operands[number].value.root, mine.block, tag)
         self._arrive(systems, longer, kept, held.keys, step.out.value.root, out, here)
         return True
+
+    def _weight(self, step: Contract, row: Sequence[Cell], number: int) -> tuple[int, Cell] | None:
+        """The parameter that an operand meets in a product, root and cell; None if it meets anything else."""
+        if len(step.operands) != 2 or not (step.linear and step.uniform) or step.out.value.fixed:
+            return None
+        met, cell = step.operands[1 - number].value, row[2 - number]
+        if met.root == step.operands[number].value.root:
+            return None
+        original = self._originals.get((met.root, cell.block))
+        if original is not None:
+            return original.root, original.seen(cell)
+        return None if met.parameter is None else (met.root, cell)
 
     def _arrive(
         self,
@@ -209,24 +223,36 @@ class Images:
         """Images add up; a bias with their indices, read nowhere else, can take them back."""
         rows = list(cells(table, (step.out, *step.operands)))
         for row in rows:  # first of all rows: what a bias takes back in one of them it adds in the others
-            self._let_biases_join(step, row)
+            self._let_biases_join(systems, step, row)
         for row in rows:
             self._sum(systems, step, row)
 
-    def _let_biases_join(self, step: Add, row: Sequence[Cell]) -> None:
+    def _let_biases_join(self, systems: Systems, step: Add, row: Sequence[Cell]) -> None:
         out, *operands = row
         for tag, held in self._summed(step, row).items():
             for term, cell in zip(step.operands, operands, strict=True):
-                value, mine = term.value, {out.leaves[p].identity for p in cell.leaves}
-                passed = value.root in self.known[tag].weights
-                free = value.parameter and not value.fixed and not passed and self._uses[value.root] == 1
-                if free and mine == held.places.keys():
-                    unknown = _unknown(value.root, cell.block, tag)
-                    places = {leaf.identity: held.places[out.leaves[p].identity] for p, leaf in cell.leaves.items()}
-                    self.indices[unknown] = places
-                    self._put(value.root, cell.block, tag, places, held.keys)
-                    for key in held.keys:
-                        self.targets[key].append(unknown)
+                original = self._originals.get((term.value.root, cell.block))
+                bias = (term.value.root, cell) if original is None else (original.root, original.seen(cell))
+                known = term.value.parameter and not term.value.fixed
+                once = self._uses[term.value.root] == 1 == self._uses[bias[0]]
+                free = (known or original is not None) and once and bias[0] not in self.known[tag].weights
+                if free and {out.leaves[p].identity for p in bias[1].leaves} == held.places.keys():
+                    self._join(systems, tag, held, out, bias, (term.value.root, cell))
+
+    def _join(self, systems: Systems, tag: Identity, held: _Held, out: Cell, bias: tuple[int, Cell], here: tuple[int, Cell]) -> None:
+        """A bias may take back an image, added as it is or repeated."""
+        root, block = bias[0], bias[1].block
+        unknown, repeated = _unknown(root, block, tag), _unknown(here[0], here[1].block, tag)
+        places = {place: held.places[out.leaves[place].identity] for place in bias[1].leaves}
+        self.indices[unknown] = {leaf.identity: places[place] for place, leaf in bias[1].leaves.items()}
+        self._put(root, block, tag, self.indices[unknown], held.keys)
+        if repeated != unknown:
+            along = {leaf.identity: places[place] for place, leaf in here[1].leaves.items() if place in places}
+            self._put(here[0], here[1].block, tag, along, held.keys)
+        for key in held.keys:
+            self.targets[key].append(unknown)
+            if repeated != unknown:
+                systems.state(key, {repeated: 1, unknown: -1})
 
     def _sum(self, systems: Systems, step: Add, row: Sequence[Cell]) -> None:
         out, *operands = row
@@ -286,14 +312,6 @@ def images_in(vector: Vector) -> set[Identity]:
 
 def _unknown(root: int, block: Block, tag: Identity) -> Unknown:
     return Unknown(root, block, frozenset({tag}))
-
-
-def _weight(step: Contract, row: Sequence[Cell], number: int) -> tuple[int, Cell] | None:
-    """The parameter that an operand meets in a product, root and cell; None if it meets anything else."""
-    if len(step.operands) != 2 or not (step.linear and step.uniform) or step.out.value.fixed:
-        return None
-    met = step.operands[1 - number].value
-    return None if met.parameter is None or met.root == step.operands[number].value.root else (met.root, row[2 - number])
 
 
 def _moved(held: _Held, source: Cell, target: Cell) -> dict[Identity, int] | None:

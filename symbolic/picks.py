@@ -14,11 +14,11 @@ Source: own.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from noetherflow.symbolic.axes import Axis, AxisTable, Identity, Misaligned
-from noetherflow.symbolic.graph import ArchitectureGraph
+from noetherflow.symbolic.graph import ArchitectureGraph, Size
 
 # Operations that pick along an axis, and the slot of their indices.
 PICKED_BY: Final[dict[str, str]] = {"embedding": "input", "index_select": "index", "gather": "index"}
@@ -46,6 +46,8 @@ class Pick:
         e itself.
     alone : bool
         No other tensor is picked by the same indices.
+    node : str
+        Where in the graph it was chosen, by a tensor that has the indices `order`; '' if that tensor has others too.
     """
 
     index: int
@@ -53,6 +55,32 @@ class Pick:
     where: Axis
     axis: Axis
     alone: bool = False
+    node: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """How data chose an index that a tensor has no axis for: at every place of its own axes, by the entry of a tensor of indices.
+
+    Parameters
+    ----------
+    node : str
+        Where in the graph it is chosen, so that the tensor of indices is what this node picks by; '' if that is not known.
+    by : tuple of (int, size, size)
+        For each index of the tensor of indices, in order: the axis that it lies in, its size, and its stride in elements of that axis.
+    """
+
+    node: str
+    by: tuple[tuple[int, Size, Size], ...]
+
+    @classmethod
+    def of(cls, table: AxisTable, pick: Pick, axes: Sequence[Axis]) -> Chosen:
+        """That of an index which a tensor with the given axes keeps."""
+        at: dict[Identity, tuple[int, Size, Size]] = {}
+        for number, axis in enumerate(axes):
+            factors = table.factors(axis)
+            at.update({o.identity: (number, table.size((o,)), table.size(factors[i + 1 :])) for i, o in enumerate(factors)})
+        return cls(pick.node, tuple(at[o.identity] for o in table.factors(pick.where)))
 
 
 Labelled = tuple[Sequence[Pick], Sequence[Axis], Sequence[Label]]
@@ -146,6 +174,11 @@ def _joined(table: AxisTable, first: Pick, second: Pick) -> bool:
     return True
 
 
+def index_of(graph: ArchitectureGraph, node: str) -> str:
+    """The node whose values a node picks by; '' if it picks by none of the graph."""
+    return graph.inputs_of(node).get(PICKED_BY.get(graph.nodes[node]["operation"], ""), "") if node else ""
+
+
 def index_source(graph: ArchitectureGraph, node: str) -> tuple[str, ...]:
     """What chooses at a node, looking through views, and those views, the last first; an empty name if nothing chooses there.
 
@@ -158,7 +191,7 @@ def index_source(graph: ArchitectureGraph, node: str) -> tuple[str, ...]:
     >>> index_source(graph, "h"), index_source(graph, "flat")
     (('x', 'flat'), ('',))
     """
-    source, views = graph.inputs_of(node).get(PICKED_BY.get(graph.nodes[node]["operation"], ""), ""), []
+    source, views = index_of(graph, node), []
     while source and graph.nodes[source]["operation"] in VIEWS and len(graph.inputs_of(source)) == 1:
         views.append(source)
         (source,) = graph.inputs_of(source).values()

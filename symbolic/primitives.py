@@ -253,7 +253,8 @@ class Program:
         if known[chosen]:
             root, order, at = self._source(index, by)
             where = tuple(o for label in at for o in axes[label])
-            picks.append(Pick(root, order, where, self.table.like(known[chosen]), node in self.alone))
+            by_all = node if len(at) == len(by) else ""
+            picks.append(Pick(root, order, where, self.table.like(known[chosen]), node in self.alone, by_all))
         result = self.value([axes[label] for label in out], fixed=table.fixed, picks=picks)
         hidden = [s.label for s in shared]
         term = _term(table, labels, hidden)

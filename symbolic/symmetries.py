@@ -13,6 +13,7 @@ from noetherflow.errors import GraphError
 from noetherflow.symbolic.actions import Action, Patch, Tensors
 from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.graph import Size
+from noetherflow.symbolic.picks import Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class Absorber:
     sizes : tuple of Size
         Sizes of the kept axes in the graph: the channels for BatchNorm, the batch and the positions for LayerNorm, the batch and the
         groups for GroupNorm.
-    picked : bool
-        The family tells apart what data chose (the expert, the token), which the tensor has no axis for: in `patch` and `sizes` axes for
-        it follow the kept ones.
+    picked : tuple of Chosen
+        The family tells apart what data chose (the expert, the token), which the tensor has no axis for: in `patch` and `sizes` an axis
+        for each of these follows the kept ones.
     """
 
     node: str
@@ -45,7 +46,7 @@ class Absorber:
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
-    picked: bool = False
+    picked: tuple[Chosen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

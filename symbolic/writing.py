@@ -19,6 +19,7 @@ from noetherflow.symbolic.families import Family
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.images import Images, is_image
 from noetherflow.symbolic.linear_systems import Atoms, Unknown, Vector
+from noetherflow.symbolic.picks import Chosen
 from noetherflow.symbolic.primitives import Block, Normalize, Program, Value
 from noetherflow.symbolic.reaches import Reaches
 from noetherflow.symbolic.symmetries import Absorber, Reach, Symmetry
@@ -37,25 +38,25 @@ class Seen:
         For each index of the family, the dimension of the patch that carries it.
     sizes : tuple of Size
         Of the axes.
-    picked : bool
-        Whether the family tells apart what data chose (the expert, the token): then axes for the chosen indices follow the tensor's own.
+    picked : tuple of Chosen
+        The indices that data chose (the expert, the token) where the family tells them apart: then their axes follow the tensor's own.
     """
 
     patch: Patch
     places: tuple[int, ...]
     sizes: tuple[Size, ...]
-    picked: bool = False
+    picked: tuple[Chosen, ...] = ()
 
     @property
     def volume(self) -> sp.Expr:
         """Number of entries of the block."""
         return sp.sympify(multiply([index.size for index in self.patch.indices]))
 
-    def along_axes(self, count: int) -> Seen:
+    def along_axes(self, count: int, chosen: tuple[Chosen, ...]) -> Seen:
         """The same seen along the first axes, the tensor's own; as it is where an index of the family lies along another."""
         indices = tuple(index for index in self.patch.indices if index.axis < count)
         if any(self.patch.indices[place].axis >= count for place in self.places):
-            return replace(self, picked=True)
+            return replace(self, picked=chosen)
         return Seen(Patch(self.patch.offsets[:count], indices), self.places, self.sizes[:count])
 
 
@@ -240,17 +241,18 @@ class Writer:
 
     def changes(self, value: Value, axes: Sequence[Axis], vector: Vector, atoms: Sequence[int]) -> Iterator[tuple[sp.Rational, Seen]]:
         """What a family does to a tensor, seen along some of its axes (those of indices that data chose come last, and all of them)."""
-        sizes = tuple(self.program.table.size(axis) for axis in axes)
+        sizes, own = tuple(self.program.table.size(axis) for axis in axes), axes[: len(axes) - len(value.picks)]
+        picked = tuple(Chosen.of(self.program.table, pick, own) for pick in value.picks)
         found: dict[tuple[sp.Rational, Seen], set[Seen]] = defaultdict(set)  # summands along other axes are seen as one
         for unknown, coefficient in vector.items():
             if unknown.root == value.root and coefficient and not any(map(is_image, unknown.indices)):
                 chosen = [next(s for s in self.program.table.segments(axis) if s.choices <= unknown.block) for axis in axes]
                 identities, patch = _patch(chosen)
                 seen = Seen(patch, _places(_dims(identities, unknown.indices), patch, atoms), sizes)
-                found[_rational(coefficient), seen.along_axes(len(axes) - len(value.picks))].add(seen)
+                found[_rational(coefficient), seen.along_axes(len(own), picked)].add(seen)
         for (coefficient, plain), parts in found.items():
             if plain.picked or sum((part.volume for part in parts), start=sp.S.Zero) != plain.volume * multiply(sizes[len(plain.sizes) :]):
-                yield from ((coefficient, replace(part, picked=True)) for part in sorted(parts, key=str))
+                yield from ((coefficient, replace(part, picked=picked)) for part in sorted(parts, key=str))
             else:
                 yield coefficient, plain
 

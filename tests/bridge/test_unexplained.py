@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from support.block_cases import BLOCK_CASES
-from support.cases import Block
+from support.cases import CASES, Block
+from support.measured import data_of, logit_differences, moved
 from torch import nn
 
+from noetherflow.bridge.trace import trace
 from noetherflow.bridge.unexplained import unexplained
 from noetherflow.errors import ModelError
+from noetherflow.numeric.functional_rank import jacobian_rows
+from noetherflow.symbolic.gauge import symmetries
 
 
 def data(*shape: int, batches: int = 8) -> list[torch.Tensor]:
@@ -41,13 +45,60 @@ def test_a_missing_family_is_named_by_its_parameters() -> None:
     assert "missing 1, in\n    a: 100%" in str(count)
 
 
-def test_the_known_gap_of_the_case_table_is_located() -> None:
+# Rows of the case table of which something is missing, and the parameters that what is missing lies in.
+MISSING: dict[str, set[str]] = {
+    "linear_shared_twice": {"first.weight", "inner.weight", "last.weight"},
+    "two_heads_cross_entropy": {"a.weight", "b.weight", "first.bias", "first.weight"},
+    "attention_relative_causal": {"relative"},
+    "post_norm_layer_norm": {
+        "attentions.0.k.weight",
+        "attentions.0.o.bias",
+        "attentions.0.o.weight",
+        "attentions.0.q.bias",
+        "attentions.0.q.weight",
+        "attentions.0.v.weight",
+        "feeds.0.first.weight",
+        "feeds.0.second.bias",
+        "feeds.0.second.weight",
+        "head.weight",
+        "norms.0.bias",
+        "norms.0.weight",
+        "norms.1.bias",
+        "tokens.weight",
+    },
+    "weight_norm_of_columns": {"0.bias", "0.direction", "0.magnitude", "2.weight"},
+    "weight_norm_twice": {"0.bias", "0.magnitude", "2.direction", "2.magnitude"},
+    "routed_to_the_next_behind": {"down", "up"},
+    "tables_multiplied_with_head": {"head.weight", "tables.0.weight", "tables.1.weight"},
+}
+
+
+def test_every_row_of_which_something_is_missing_is_looked_at() -> None:
+    assert {case.name for case in [*CASES, *BLOCK_CASES] if case.missing} == MISSING.keys()
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_missing_of_the_case_table_is_counted_and_located(name: str) -> None:
     torch.set_default_dtype(torch.float64)
-    torch.manual_seed(2)
-    case = next(c for c in BLOCK_CASES if c.name == "weight_norm_of_columns")
-    count = unexplained(case.build(), [case.inputs(3.0) for _ in range(12)])
-    assert (count.missing, count.found) == (case.missing, case.dimension)
-    assert set(count.shares) <= {n for n, _ in case.build().named_parameters()}
+    torch.manual_seed(0)
+    case = next(c for c in [*CASES, *BLOCK_CASES] if c.name == name)
+    model = moved(case.build())
+    batches = list(data_of(case, model))
+    count = unexplained(model, batches, case.loss)
+    broken = sum(s.dimension for s in symmetries(trace(model, batches[0], loss=case.loss)) if s.breaking)
+    assert (count.missing, count.gap > 1e9) == (case.missing + broken, True)
+    assert {n for n, share in count.shares.items() if share > 1e-3} == MISSING[name]
+    assert f"missing {count.missing}, in\n    {next(iter(count.shares))}: " in str(count)
+    others = list(data_of(case, model))
+    assert all(seen(model, others, direction, case.loss) < 1e-9 for direction in count.basis)
+    assert seen(model, others, {n: torch.randn_like(p) for n, p in model.named_parameters()}, case.loss) > 1e-3
+
+
+def seen(model: nn.Module, batches: list[torch.Tensor], direction: dict[str, torch.Tensor], loss: str | None) -> float:
+    """By how much a direction changes the outputs on data that it was not measured on, to first order."""
+    rows, sizes = jacobian_rows(model, batches, readout=logit_differences if loss else None)
+    flat = torch.cat([direction[n].reshape(-1) if n in direction else torch.zeros(size) for n, size in sizes.items()])
+    return float((rows @ flat).abs().amax() / rows.norm(dim=0).amax())
 
 
 def test_what_eps_breaks_is_not_counted_as_found() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from support.block_cases import BLOCK_CASES
 from support.cases import CASES, EPS, Case
 from support.invariance import Probe, independent_directions
+from support.measured import data_of, logit_differences, moved
 from torch import Tensor, nn
 
 from noetherflow.bridge.trace import trace
@@ -22,36 +21,16 @@ DRAWS = 24
 CLEAR_GAP = 1e9
 
 
-def logit_differences(logits: Tensor) -> Tensor:
-    """What a cross-entropy sees: logits but for a number common to all classes."""
-    return logits[..., 1:] - logits[..., :1]
-
-
 def best_rank(case: Case, defect: int) -> FunctionalRank:
     """The largest rank over draws of parameters and data, no further than it takes to reach the expected one."""
     found = []
     for draw in range(DRAWS):
         torch.manual_seed(draw)
-        model = _moved(case.build())
-        found.append(functional_rank(model, _data(case, model), readout=logit_differences if case.loss else None))
+        model = moved(case.build())
+        found.append(functional_rank(model, data_of(case, model), readout=logit_differences if case.loss else None))
         if found[-1].defect == defect and found[-1].gap > CLEAR_GAP:
             break
     return max(found, key=lambda measured: measured.rank)
-
-
-@torch.no_grad()
-def _moved(model: nn.Module) -> nn.Module:
-    """Away from where parameters begin; a gain, which begins at one, stays away from zero: near it ranks are not clear."""
-    for parameter in model.parameters():
-        parameter += torch.where(parameter == 1, torch.rand_like(parameter), 0.3 * torch.randn_like(parameter))
-    return model
-
-
-def _data(case: Case, model: nn.Module) -> Iterator[Tensor]:
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    output = model(case.inputs())
-    rows = (logit_differences(output) if case.loss else output).numel()
-    return (case.inputs(3.0) for _ in range(4 * count // rows + 2))
 
 
 @pytest.mark.parametrize("case", [*CASES, *BLOCK_CASES], ids=lambda case: case.name)
