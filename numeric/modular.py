@@ -88,7 +88,7 @@ class Modulo(TorchDispatchMode):
     Parameters
     ----------
     prime : int
-        One of `PRIMES`, or another below 2^26.
+        One of `PRIMES`, or another below 2^27.
 
     Raises
     ------
@@ -176,8 +176,7 @@ def _divided(mode: Modulo, func: Any, args: Sequence[Any], options: Mapping[str,
         if by.dim() != 0 or options.get("rounding_mode"):
             raise NotPolynomial("A quotient of tensors is no polynomial.", operation="div")
         by = float(by)
-    inverse = residue(float(Fraction(1)), mode.prime) if by == 1 else _inverse(by, mode.prime)
-    return reduced(x * inverse, mode.prime)
+    return reduced(x * _inverse(by, mode.prime), mode.prime)
 
 
 def _inverse(value: float, prime: int) -> float:

@@ -1,0 +1,96 @@
+"""Gradient fields of a network's outputs and their brackets: what can move its parameters, whatever the data.
+
+A sample s (inputs, gates, cotangents) gives the field V_s(θ) = ∇_θ ⟨w_s, F(θ; x_s)⟩. Under gradient flow every velocity is a combination of
+such fields, so a conserved quantity is constant along each of them, hence along their brackets
+
+    [X, Y] = DY·X − DX·Y,
+
+and the number of independent conserved quantities near a generic θ is D − dim Lie{V_s}(θ). Lie{V_s} is spanned by the right-normed brackets
+[V_a, [V_b, ... V_z]]; if those of one length bring nothing new near θ, longer ones bring nothing either.
+
+Source: marcotte2023abide, section 2 (Frobenius); the recursion is elementary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+Params: TypeAlias = dict[str, Tensor]
+Sample: TypeAlias = Any
+Scalar: TypeAlias = Callable[[Params, Sample], Tensor]
+Field: TypeAlias = Callable[[Params, Sample], Params]
+
+
+def nested(function: Scalar, level: int) -> Field:
+    """The right-normed bracket of level + 1 gradient fields; its sample is (s_0, (s_1, (... s_level))).
+
+    Parameters
+    ----------
+    function : callable
+        (parameters, sample) -> the number ⟨w, F(θ; x)⟩.
+    level : int
+        0 for the gradient field itself.
+
+    Returns
+    -------
+    callable
+        (parameters, sample) -> the vector at these parameters. As exact as the arithmetic that it is evaluated in.
+
+    Examples
+    --------
+    [x ∂_x, y ∂_x + x ∂_y] = x ∂_y − y ∂_x: two gradient fields give a rotation, which is the gradient of no function.
+
+    >>> theta = {"x": torch.tensor(2.0), "y": torch.tensor(5.0)}
+    >>> field = nested(lambda t, s: s[0] * t["x"] ** 2 / 2 + s[1] * t["x"] * t["y"], 1)
+    >>> {name: float(v) for name, v in field(theta, (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))).items()}
+    {'x': -5.0, 'y': 2.0}
+    """
+    field: Field = grad(function)
+    for _ in range(level):
+        field = _bracket(grad(function), field)
+    return field
+
+
+def _bracket(first: Field, second: Field) -> Field:
+    def bracket(theta: Params, sample: Sample) -> Params:
+        one, two = sample
+        x, y = first(theta, one), second(theta, two)
+        along_x = jvp(lambda t: second(t, two), (theta,), (x,))[1]
+        along_y = jvp(lambda t: first(t, one), (theta,), (y,))[1]
+        return {name: along_x[name] - along_y[name] for name in theta}
+
+    return bracket
+
+
+def rows(function: Scalar, theta: Params, level: int, samples: Sample) -> Tensor:
+    """Brackets of one level for many samples at once.
+
+    Parameters
+    ----------
+    function, level
+        As for `nested`.
+    theta : dict of str to Tensor
+    samples
+        As for `nested`, each tensor with one more axis in front, of size n.
+
+    Returns
+    -------
+    Tensor, shape (n, D)
+        Columns are the parameters' entries in the order of `theta`.
+    """
+    found = vmap(nested(function, level), in_dims=(None, 0))(theta, samples)
+    return flattened(found, lead=1)
+
+
+def flattened(tensors: Params, *, lead: int = 0) -> Tensor:
+    """All parameters' entries along one axis, behind `lead` axes.
+
+    >>> flattened({"a": torch.zeros(2, 3), "b": torch.ones(1)})
+    tensor([0., 0., 0., 0., 0., 0., 1.])
+    """
+    return torch.cat([t.flatten(lead) if t.dim() > lead else t.unsqueeze(-1) for t in tensors.values()], lead)
