@@ -56,7 +56,8 @@ def _windows(a: Arguments, dims: int) -> dict[str, Any]:
 
     kernel = every(a["kernel_size"])
     given = {"stride": every(a["stride"]) if a.get("stride") else kernel, "padding": every(a["padding"])}
-    return {"kernel": kernel, **given, "dilation": every(a.get("dilation", 1))}
+    divisor = {"divisor": a["divisor_override"]} if a.get("divisor_override") else {}
+    return {"kernel": kernel, **given, "dilation": every(a.get("dilation", 1)), **divisor}
 
 
 for _d in (1, 2, 3):

@@ -43,7 +43,7 @@ def evaluate(
     parameters : mapping of str to Tensor
         By name.
     inputs : mapping of str to Tensor, or the tensors themselves
-        For the graph's inputs, by node or in their order.
+        For the graph's inputs, by node or in their order. By node, others may be given as well; what they are is then not computed.
     patterns : mapping of str to Tensor, optional
         Node -> which piece of its function holds where (`noetherflow.bridge.pieces`); by its own input if absent.
 
@@ -69,8 +69,10 @@ def evaluate(
     values: dict[str, Tensor] = {}
     for node in graph.topological_order():
         operation = graph.nodes[node]["operation"]
-        if operation == "input":
-            values[node] = inputs[node] if isinstance(inputs, Mapping) else next(remaining)
+        if isinstance(inputs, Mapping) and node in inputs:
+            values[node] = inputs[node]
+        elif operation == "input":
+            values[node] = next(remaining)
         elif operation not in LOSSES:
             values[node] = _value(graph, node, slots_of(graph, node, values, parameters), (patterns or {}).get(node))
     return values

@@ -71,11 +71,24 @@ def average_pool(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Ten
     x = v["input"]
     if "kernel" not in a:
         return _adaptive(x, a["dims"], shape).mean(list(range(-2 * a["dims"] + 1, 0, 2)))
-    inside = windows(torch.ones(x.shape[-a["dims"] :], dtype=x.dtype), *_sizes(a), shape[-a["dims"] :]).sum(0)
-    counts = sorted({int(c) for c in inside.flatten()}) if a["uniform"] else [inside.shape and len(pool_windows(x, a, shape))]
-    if len(counts) != 1:
+    found = pool_windows(x, a, shape)
+    return found.sum(0) / _divisor(x, a, shape, len(found))
+
+
+def _divisor(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], entries: int) -> int:
+    """What the sum over a window is divided by, if that is one number for all windows."""
+    n = a["dims"]
+    inside = windows(torch.ones(x.shape[-n:], dtype=x.dtype), *_sizes(a), shape[-n:]).sum(0)
+    least, most = int(inside.min()), int(inside.max())
+    if a.get("divisor"):
+        return int(a["divisor"])
+    ends = zip(x.shape[-n:], shape[-n:], *_sizes(a), strict=True)
+    over = any((size - 1) * s + k > length + 2 * p for length, size, k, s, p, _ in ends)
+    if a["uniform"] and least == most:
+        return most
+    if a["uniform"] or over:
         raise NotImplementedError("windows of different sizes")
-    return pool_windows(x, a, shape).sum(0) / counts[0]
+    return entries
 
 
 def pool_windows(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], fill: float = 0.0) -> Tensor:

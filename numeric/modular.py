@@ -123,6 +123,10 @@ class Modulo(TorchDispatchMode):
             return self._reduced(func(*self._scalars(args), **self._options(options)), name)
         if name in CONTRACTIONS:
             return self._contracted(func, name, args, options)
+        if not any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *options.values())):
+            out = func(*args, **options)  # indices and masks are what they are
+            if isinstance(out, Tensor) and not out.is_floating_point():
+                return out
         raise NotPolynomial(f"'{name}' is no polynomial operation, so it has no meaning modulo a prime.", operation=name)
 
     def _reduced(self, out: Any, name: str) -> Any:
