@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.completeness import check_certificate, completeness
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
@@ -40,6 +41,8 @@ __all__ = [
     "__version__",
     "broken_symmetries",
     "canonical",
+    "check_certificate",
+    "completeness",
     "currents",
     "data",
     "derive",
@@ -66,6 +69,8 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
+        "check_certificate": ("noetherflow.bridge.completeness", "check_certificate"),
+        "completeness": ("noetherflow.bridge.completeness", "completeness"),
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),

@@ -1,0 +1,120 @@
+"""Laws counted at one point: charges against brackets of gradient fields, exactly modulo a prime or in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from noetherflow.bridge.charge_gradients import charge_gradients
+from noetherflow.bridge.sampling import Sampling
+from noetherflow.numeric import brackets
+from noetherflow.numeric.elimination import Echelon, product
+from noetherflow.numeric.functional_rank import numerical_rank
+from noetherflow.numeric.lie_rank import FloatSpace, Growth, grow
+from noetherflow.numeric.modular import Modulo, residues
+from noetherflow.symbolic.laws import Law
+
+# A charge is conserved along a field in float64 if the cosine of the angle between its gradient and the field is below this.
+ROUNDING: Final = 1e-8
+# Numbers that one batch of brackets may hold, with what autograd keeps of them.
+NUMBERS_AT_ONCE: Final = 3e7
+
+
+@dataclass
+class Count:
+    """The count at one point.
+
+    Parameters
+    ----------
+    sampling : Sampling
+    laws : sequence of Law
+        Those that are said to hold.
+    """
+
+    sampling: Sampling
+    laws: Sequence[Law]
+
+    def __post_init__(self) -> None:
+        self.refuted: set[int] = set()
+        self.growth = Growth()
+        self.space: Echelon | FloatSpace = Echelon(self.parameters, prime) if (prime := self.sampling.prime) else FloatSpace(self.parameters)
+
+    @cached_property
+    def parameters(self) -> int:
+        """D: entries of all trainable parameters."""
+        return sum(p.numel() for p in self.sampling.point.values())
+
+    @cached_property
+    def _charges(self) -> tuple[Tensor, Tensor]:
+        rows, owners = charge_gradients(self.laws, self.sampling.point)
+        return (residues(rows, self.sampling.prime) if self.sampling.prime else rows), torch.tensor(owners, dtype=torch.long)
+
+    @property
+    def gradients(self) -> Tensor:
+        """Gradients of the charges that no field refutes, shape (charges, D)."""
+        rows, owners = self._charges
+        return rows[[int(owner) not in self.refuted for owner in owners]] if len(rows) else rows
+
+    @property
+    def found(self) -> int:
+        """Independent charges among them."""
+        rows = self.gradients
+        if self.sampling.prime:
+            space = Echelon(self.parameters, self.sampling.prime)
+            return space.add(rows)
+        return numerical_rank(rows)[0] if len(rows) else 0
+
+    @property
+    def possible(self) -> int:
+        """Laws that the fields leave room for."""
+        return self.parameters - self.growth.rank
+
+    @property
+    def gap(self) -> float:
+        """Spectral gap at the rank; infinite in exact arithmetic."""
+        return self.space.gap if isinstance(self.space, FloatSpace) else torch.inf
+
+    def run(self) -> None:
+        """Draw brackets until the two counts meet or nothing new is found. Charges that a field moves are refuted on the way."""
+        exact = self.sampling.prime is not None
+        self._refute(self._draw(0, 0, 4)[0])
+        spare = 2 if exact else 10
+        self.growth = grow(self._checked, self.space, self.parameters - self.found, spare=spare, at_once=self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        sizes = [int(torch.Size(d["shape"]).numel()) for _, d in self.sampling.graph.nodes(data=True)]
+        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.parameters + sum(sizes))))))
+
+    def _checked(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
+        rows, after = self._draw(level, first, count)
+        self._refute(rows)
+        return rows, after
+
+    def _draw(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
+        samples, after = self.sampling.samples(level, first, count)
+        if not self.sampling.prime:
+            return brackets.rows(self.sampling.scalar, self.sampling.point, level, samples), after
+        with Modulo(self.sampling.prime):
+            rows = brackets.rows(self.sampling.scalar, self.sampling.point, level, samples)
+        if not torch.equal(rows, rows.round()):
+            raise ArithmeticError("Arithmetic modulo a prime gave a fraction: a rule of noetherflow.numeric.modular is wrong.")
+        return rows, after
+
+    def _refute(self, rows: Tensor) -> None:
+        """⟨∇Q, V⟩ must be zero for every charge and every bracket."""
+        charges, owners = self._charges
+        if not len(charges):
+            return
+        if self.sampling.prime:
+            moved = (product(rows, charges.T.contiguous(), self.sampling.prime) != 0).any(0)
+        else:
+            kept = rows[rows.norm(dim=1) > 1e-10 * rows.norm(dim=1).max()]
+            angles = torch.nn.functional.normalize(kept) @ torch.nn.functional.normalize(charges).T
+            moved = (angles.abs() > ROUNDING).any(0)
+        self.refuted |= {int(owner) for owner in owners[moved]}
