@@ -28,6 +28,7 @@ import noetherflow
 from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
+from noetherflow.bridge.lively_points import lively_seed
 from noetherflow.bridge.missing_laws import described, missing_directions
 from noetherflow.bridge.sampling import Gates, Sampling
 from noetherflow.bridge.trace import Loss, trace
@@ -199,7 +200,8 @@ def check_certificate(certificate: Certificate) -> Completeness:
 def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
     """The first point at which the counts meet, else the one that leaves room for the fewest laws; none for what is no polynomial."""
     found: list[Count] = []
-    for gates, point in (("realised", f"{seed}"), ("realised", f"{seed}.1"), ("free", f"{seed}")):
+    lively = lively_seed(graph, f"{seed}", PRIMES[0])
+    for gates, point in (("realised", lively), ("free", f"{seed}")):
         try:
             count = _modulo(graph, laws, point, gates)
         except NotPolynomial:
@@ -209,7 +211,7 @@ def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Cou
                 raise
             continue
         found.append(count)
-        if count.growth.reached or (gates == "realised" and point != f"{seed}" and not count.sampling.pieces):
+        if count.growth.reached:
             break
     return [min(found, key=lambda c: c.possible)]
 

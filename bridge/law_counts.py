@@ -89,7 +89,7 @@ class Count:
     @property
     def _at_once(self) -> int:
         sizes = [int(torch.Size(d["shape"]).numel()) for _, d in self.sampling.graph.nodes(data=True)]
-        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.parameters + sum(sizes))))))
+        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.parameters + self.sampling.summed * sum(sizes))))))
 
     def _checked(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
         rows, after = self._draw(level, first, count)
@@ -98,10 +98,11 @@ class Count:
 
     def _draw(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
         samples, after = self.sampling.samples(level, first, count)
+        scalar, theta = self.sampling.scalar, self.sampling.theta
         if not self.sampling.prime:
-            return brackets.rows(self.sampling.scalar, self.sampling.point, level, samples), after
+            return brackets.rows(scalar, theta, level, samples), after
         with Modulo(self.sampling.prime):
-            rows = brackets.rows(self.sampling.scalar, self.sampling.point, level, samples)
+            rows = brackets.rows(scalar, theta, level, samples)
         if not torch.equal(rows, rows.round()):
             raise ArithmeticError("Arithmetic modulo a prime gave a fraction: a rule of noetherflow.numeric.modular is wrong.")
         return rows, after

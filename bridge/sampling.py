@@ -3,7 +3,9 @@
 Every number is read off a hash of its label (`noetherflow.numeric.hashed`):
 
     parameter P                 SEED/P
-    tensor T of sample i        SEED/LEVEL.PLACE/i/T        input nodes by name, cotangents as w:NODE, free pieces as g:NODE:SLOT
+    tensor T of sample i        SEED/LEVEL.PLACE/i.m/T      input nodes by name, cotangents as w:NODE, free pieces as g:NODE:SLOT
+
+Where a function has pieces, a sample is a sum over several inputs, m = 0, 1, ...: the pieces of one input may close every path.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 
 Gates = Literal["realised", "free"]
 TRIES: Final = 8
+SUMMED: Final = 6
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Sampling:
     gates : 'realised' or 'free'
         Which pieces of ReLUs and maxima hold in a sample: those that its input and the point give, or any.
     prime : int or None
-        Integers modulo it; real numbers if None.
+        Multiples of 1/64, as residues modulo it; real numbers if None.
     """
 
     graph: ArchitectureGraph
@@ -50,7 +53,7 @@ class Sampling:
 
     @cached_property
     def point(self) -> Params:
-        """The trainable parameters."""
+        """The trainable parameters: where the count is made."""
         return {name: self._numbers(f"{self.seed}/{name}", p.shape) for name, p in self.graph.parameters.items() if p.trainable}
 
     @cached_property
@@ -59,14 +62,9 @@ class Sampling:
         return {name: self._numbers(f"{self.seed}/{name}", p.shape) for name, p in self.graph.parameters.items() if not p.trainable}
 
     @cached_property
-    def constants(self) -> dict[str, Tensor]:
-        """Numbers that the graph holds, as residues if there is a prime."""
-        found = {}
-        for node, data in self.graph.nodes(data=True):
-            if data["operation"] == "constant" and "value" in data["attributes"]:
-                value = torch.tensor(data["attributes"]["value"], dtype=torch.float64)
-                found[node] = modular.residues(value, self.prime) if self.prime else value
-        return found
+    def theta(self) -> Params:
+        """The point as brackets take it: residues if there is a prime."""
+        return {name: self._residues(p) for name, p in self.point.items()}
 
     @cached_property
     def seen(self) -> list[tuple[str, int | None]]:
@@ -78,11 +76,26 @@ class Sampling:
         """The nodes whose function is made of pieces."""
         return [n for n, data in self.graph.nodes(data=True) if data["operation"] in PIECES]
 
+    @property
+    def summed(self) -> int:
+        """Inputs that one sample sums over."""
+        return SUMMED if self.pieces else 1
+
     def scalar(self, theta: Params, sample: dict[str, Any]) -> Tensor:
-        """⟨w, F(θ; x)⟩."""
-        patterns = {node: sample["patterns"][node] for node in self.pieces} if "patterns" in sample else None
-        values = evaluate(self.graph, theta | self.fixed, self.constants | sample["inputs"], patterns)
+        """⟨w, F(θ; x)⟩, summed over a sample's inputs."""
+        return vmap(self._one_scalar, in_dims=(None, 0))(theta, sample).sum()
+
+    def _one_scalar(self, theta: Params, sample: dict[str, Any]) -> Tensor:
+        fixed, constants = self.held
+        values = evaluate(self.graph, theta | fixed, constants | sample["inputs"], sample.get("patterns"))
         return torch.stack([(values[node] * sample["cotangents"][node]).sum() for node, _ in self.seen]).sum()
+
+    @cached_property
+    def held(self) -> tuple[Params, Params]:
+        """Frozen parameters, and the numbers that the graph holds, as residues if there is a prime."""
+        constants = {n: d["attributes"]["value"] for n, d in self.graph.nodes(data=True) if _is_known(d)}
+        held = {n: self._residues(torch.tensor(value, dtype=torch.float64)) for n, value in constants.items()}
+        return {name: self._residues(p) for name, p in self.fixed.items()}, held
 
     def samples(self, level: int, first: int, count: int) -> tuple[Any, int]:
         """Samples of nested brackets, numbered from `first` on, and the number to go on with.
@@ -94,6 +107,7 @@ class Sampling:
         int
         """
         parts, after = [], first
+        assert self.held is not None  # made now: under arithmetic modulo a prime residues cannot be taken
         for place in range(level + 1):
             part, end = self._several(f"{level}.{place}", first, count)
             parts.append(part)
@@ -104,26 +118,36 @@ class Sampling:
         return sample, after
 
     def _several(self, place: str, first: int, count: int) -> tuple[dict[str, Any], int]:
-        if not self.pieces or self.gates == "free" or self.prime is None:
-            return _stacked([self._one(place, first + i) for i in range(count)]), first + count
-        kept: list[dict[str, Any]] = []
-        number = first
+        found, kept, number = not self.pieces or self.gates == "free" or self.prime is None, [], first
         while len(kept) < count:
-            if number - first >= TRIES * count:
+            if number - first > TRIES * count:
                 raise Unevaluable(
                     f"Fewer than one in {TRIES} random inputs decides every ReLU and maximum clearly, so their pieces cannot be read off.",
                     seed=self.seed,
                 )
             wanted = count - len(kept)
-            drawn = [self._one(place, number + i) for i in range(wanted)]
-            patterns, clear = vmap(self._patterns)(_stacked(drawn)["inputs"])
-            kept += [d | {"patterns": {n: p[i] for n, p in patterns.items()}} for i, d in enumerate(drawn) if clear[i]]
+            labels = [f"{self.seed}/{place}/{number + i}.{m}" for i in range(wanted) for m in range(self.summed)]
+            drawn = {part: self._grouped(values) for part, values in _stacked([self._one(label) for label in labels]).items()}
             number += wanted
-        return _stacked(kept), number
+            if found:
+                return self._in_arithmetic(drawn), number
+            patterns, clear = vmap(vmap(self.patterns, in_dims=(None, 0)), in_dims=(None, 0))(self.point, drawn["inputs"])
+            whole = drawn | {"patterns": patterns}
+            kept += [_picked(whole, i) for i in range(wanted) if bool(clear[i].all())]
+        return self._in_arithmetic(_stacked(kept)), number
 
-    def _patterns(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Which pieces hold at the point, and whether all are clear: in float64, on the true values of the constants."""
-        parameters = self.point | self.fixed
+    def _grouped(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: x.unflatten(0, (-1, self.summed)) for name, x in values.items()}
+
+    def _in_arithmetic(self, sample: dict[str, Any]) -> dict[str, Any]:
+        return {part: {name: self._residues(x) for name, x in values.items()} for part, values in sample.items()}
+
+    def _residues(self, x: Tensor) -> Tensor:
+        return modular.residues(x, self.prime) if self.prime and x.is_floating_point() else x
+
+    def patterns(self, point: Params, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Which pieces hold at a point, and whether all are clear: in float64, on the true values of the constants."""
+        parameters = point | self.fixed
         values = evaluate(self.graph, parameters, inputs)
         found, clear = {}, []
         for node in self.pieces:
@@ -133,14 +157,16 @@ class Sampling:
             clear.append(piece.clear(slots, *details))
         return found, torch.stack(clear).all()
 
-    def _one(self, place: str, number: int) -> dict[str, Any]:
-        label = f"{self.seed}/{place}/{number}"
-        inputs = {node: self._input(f"{label}/{node}", node) for node, d in self.graph.nodes(data=True) if d["operation"] == "input"}
+    def _one(self, label: str) -> dict[str, dict[str, Tensor]]:
         cotangents = {node: self._cotangent(f"{label}/w:{node}", node, axis) for node, axis in self.seen}
-        sample: dict[str, Any] = {"inputs": inputs, "cotangents": cotangents}
+        sample = {"inputs": self.inputs(label), "cotangents": cotangents}
         if self.pieces and self.gates == "free":
             sample["patterns"] = {node: self._free(f"{label}/g:{node}", node) for node in self.pieces}
         return sample
+
+    def inputs(self, label: str) -> dict[str, Tensor]:
+        """Random values of the graph's inputs."""
+        return {node: self._input(f"{label}/{node}", node) for node, d in self.graph.nodes(data=True) if d["operation"] == "input"}
 
     def _free(self, label: str, node: str) -> Tensor:
         """The pieces that random slots would give."""
@@ -152,7 +178,7 @@ class Sampling:
 
     def _numbers(self, label: str, shape: Sequence[Any]) -> Tensor:
         sizes = [int(size) for size in shape]
-        return hashed.integers(label, sizes) if self.prime else hashed.reals(label, sizes, 0.3, 1.3)
+        return hashed.sixtyfourths(label, sizes) if self.prime else hashed.reals(label, sizes, 0.3, 1.3)
 
     def _input(self, label: str, node: str) -> Tensor:
         data = self.graph.nodes[node]
@@ -165,11 +191,11 @@ class Sampling:
     @cached_property
     def _rows(self) -> int:
         """What index inputs stay below: the rows of the smallest table that is read."""
-        graph = self.graph
-        tables = [graph.parameters[p].shape[0] for n, d in graph.nodes(data=True) if d["operation"] == "embedding" for p in d["parameters"].values()]
+        nodes = [d for _, d in self.graph.nodes(data=True) if d["operation"] == "embedding"]
+        tables = [int(self.graph.parameters[d["parameters"]["weight"]].shape[0]) for d in nodes if "weight" in d["parameters"]]
         if not tables:
             raise Unevaluable("The graph has an input of integers, and no embedding that says how large they may be.")
-        return min(int(t) for t in tables)
+        return min(tables)
 
     def _cotangent(self, label: str, node: str, axis: int | None) -> Tensor:
         w = self._numbers(label, self.graph.nodes[node]["shape"])
@@ -177,6 +203,10 @@ class Sampling:
             return w
         rest = w.narrow(axis, 0, w.shape[axis] - 1)
         return torch.cat([rest, -rest.sum(axis, keepdim=True)], axis)
+
+
+def _is_known(data: dict[str, Any]) -> bool:
+    return data["operation"] == "constant" and "value" in data["attributes"]
 
 
 def _seen_at(graph: ArchitectureGraph, node: str) -> list[tuple[str, int | None]]:
@@ -189,6 +219,10 @@ def _seen_at(graph: ArchitectureGraph, node: str) -> list[tuple[str, int | None]
         return [(inputs["input"], None)]
     rank = len(graph.nodes[inputs["input"]]["shape"])
     return [(inputs["input"], data["attributes"].get("axis", 1 if rank > 2 else -1) % rank)]
+
+
+def _picked(sample: dict[str, Any], i: int) -> dict[str, Any]:
+    return {part: {name: x[i] for name, x in values.items()} for part, values in sample.items()}
 
 
 def _stacked(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -26,15 +26,15 @@ def words(label: str, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]
     return np.frombuffer(hashlib.shake_256(label.encode()).digest(4 * count), dtype="<u4")
 
 
-def integers(label: str, shape: Sequence[int]) -> Tensor:
-    """Integers from -99 to 99 without zero, as float64: word u gives u mod 198, less 99, and one more from zero on.
+def sixtyfourths(label: str, shape: Sequence[int]) -> Tensor:
+    """Multiples of 1/64 between -99/64 and 99/64 without zero, as float64: word u gives u mod 198, less 99, and one more from zero on, over 64.
 
-    >>> x = integers("x", (40, 50))
-    >>> x.min().item(), x.max().item(), bool((x == 0).any())
+    >>> x = sixtyfourths("x", (40, 50))
+    >>> x.min().item() * 64, x.max().item() * 64, bool((x == 0).any())
     (-99.0, 99.0, False)
     """
     drawn = (words(label, prod(shape)) % (2 * BOUND)).astype(np.int64) - BOUND
-    return torch.from_numpy((drawn + (drawn >= 0)).astype(np.float64)).reshape(list(shape))
+    return torch.from_numpy((drawn + (drawn >= 0)).astype(np.float64) / 64).reshape(list(shape))
 
 
 def indices(label: str, shape: Sequence[int], size: int) -> Tensor:

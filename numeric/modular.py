@@ -24,6 +24,7 @@ from noetherflow.errors import ModelError
 # The largest primes below 2^22 and 2^20: contractions of 2,048 and of 32,768 products are exact.
 PRIMES: Final = (4194301, 1048573)
 EXACT: Final = 2**53
+SHIFTS: Final = (6, 12, 24)  # powers of two that are tried as a common denominator
 
 # Operations that only move entries, by name without overload: nothing to reduce.
 MOVES: Final = frozenset(
@@ -71,9 +72,15 @@ def residue(value: float, prime: int) -> float:
 
 
 def residues(values: Tensor, prime: int) -> Tensor:
-    """`residue` of every entry, in float64."""
-    if torch.equal(values, values.round()) and bool((values.abs() < EXACT).all()):
-        return reduced(values.to(torch.float64, copy=True), prime)
+    """`residue` of every entry, in float64.
+
+    >>> residues(torch.tensor([[0.5, -0.25]], dtype=torch.float64), 7)
+    tensor([[-3., -2.]], dtype=torch.float64)
+    """
+    for shift in (0, *SHIFTS):
+        scaled = values.to(torch.float64) * 2.0**shift
+        if torch.equal(scaled, scaled.round()) and bool((scaled.abs() < EXACT).all()):
+            return reduced(reduced(scaled, prime) * residue(2.0**-shift, prime), prime)
     return torch.tensor([residue(v, prime) for v in values.flatten().tolist()], dtype=torch.float64).reshape(values.shape)
 
 
