@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from noetherflow.bridge.charge_gradients import charge_gradients
 from noetherflow.bridge.sampling import Sampling
@@ -100,9 +101,9 @@ class Count:
         samples, after = self.sampling.samples(level, first, count)
         scalar, theta = self.sampling.scalar, self.sampling.theta
         if not self.sampling.prime:
-            return brackets.rows(scalar, theta, level, samples), after
+            return brackets.rows(grad(scalar), theta, level, samples), after
         with Modulo(self.sampling.prime):
-            rows = brackets.rows(scalar, theta, level, samples)
+            rows = brackets.rows(grad(scalar), theta, level, samples)
         if not torch.equal(rows, rows.round()):
             raise ArithmeticError("Arithmetic modulo a prime gave a fraction: a rule of noetherflow.numeric.modular is wrong.")
         return rows, after

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 import sympy as sp
 import torch
 from torch import Tensor, nn
+from torch.func import grad
 
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.trace import Loss, trace
@@ -21,7 +22,7 @@ from noetherflow.errors import ModelError
 from noetherflow.numeric import brackets, hashed
 from noetherflow.numeric.elimination import product
 from noetherflow.numeric.law_search import Solutions, search
-from noetherflow.numeric.modular import PRIMES, Modulo
+from noetherflow.numeric.modular import PRIMES, Modulo, residues
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 VectorField: TypeAlias = Mapping[sp.Symbol, sp.Expr]
@@ -156,7 +157,7 @@ class _Given:
         return [(powers, Fraction(int(c.p), int(c.q))) for powers, c in polynomial.terms()]
 
     def draw(self, number: int, prime: int) -> tuple[Tensor, Tensor]:
-        point = hashed.integers(f"{self.seed}/{number}", [len(self.variables)])
+        point = residues(hashed.sixtyfourths(f"{self.seed}/{number}", [len(self.variables)]), prime)
         entries = [int(v) for v in point]
         rows = [[_balanced(sum(_value(term, entries, prime) for term in terms), prime) for terms in field] for field in self.terms]
         return point, torch.tensor(rows, dtype=torch.float64)
@@ -180,9 +181,9 @@ class _Network:
     def draw(self, number: int, prime: int) -> tuple[Tensor, Tensor]:
         sampling = Sampling(self.graph, f"{self.seed}/{number}", "free", prime)
         samples, _ = sampling.samples(0, 0, len(self.variables))
-        theta, _, _ = sampling.point, sampling.fixed, sampling.constants  # all made before arithmetic is modulo the prime
+        theta = sampling.theta
         with Modulo(prime):
-            fields = brackets.rows(sampling.scalar, theta, 0, samples)
+            fields = brackets.rows(grad(sampling.scalar), theta, 0, samples)
         return brackets.flattened(theta), fields
 
     def conserve(self, law: dict[int, Fraction], found: Solutions) -> bool:

@@ -26,34 +26,34 @@ Scalar: TypeAlias = Callable[[Params, Sample], Tensor]
 Field: TypeAlias = Callable[[Params, Sample], Params]
 
 
-def nested(function: Scalar, level: int) -> Field:
-    """The right-normed bracket of level + 1 gradient fields; its sample is (s_0, (s_1, (... s_level))).
+def nested(field: Field, level: int) -> Field:
+    """The right-normed bracket of level + 1 fields of one family; its sample is (s_0, (s_1, (... s_level))).
 
     Parameters
     ----------
-    function : callable
-        (parameters, sample) -> the number ⟨w, F(θ; x)⟩.
+    field : callable
+        (point, sample) -> the vector there; the gradient of ⟨w, F(θ; x)⟩, or what another flow makes of it.
     level : int
-        0 for the gradient field itself.
+        0 for the field itself.
 
     Returns
     -------
     callable
-        (parameters, sample) -> the vector at these parameters. As exact as the arithmetic that it is evaluated in.
+        (point, sample) -> the vector there. As exact as the arithmetic that it is evaluated in.
 
     Examples
     --------
     [x ∂_x, y ∂_x + x ∂_y] = x ∂_y − y ∂_x: two gradient fields give a rotation, which is the gradient of no function.
 
     >>> theta = {"x": torch.tensor(2.0), "y": torch.tensor(5.0)}
-    >>> field = nested(lambda t, s: s[0] * t["x"] ** 2 / 2 + s[1] * t["x"] * t["y"], 1)
+    >>> field = nested(grad(lambda t, s: s[0] * t["x"] ** 2 / 2 + s[1] * t["x"] * t["y"]), 1)
     >>> {name: float(v) for name, v in field(theta, (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))).items()}
     {'x': -5.0, 'y': 2.0}
     """
-    field: Field = grad(function)
+    whole = field
     for _ in range(level):
-        field = _bracket(grad(function), field)
-    return field
+        whole = _bracket(field, whole)
+    return whole
 
 
 def _bracket(first: Field, second: Field) -> Field:
@@ -67,12 +67,12 @@ def _bracket(first: Field, second: Field) -> Field:
     return bracket
 
 
-def rows(function: Scalar, theta: Params, level: int, samples: Sample) -> Tensor:
+def rows(field: Field, theta: Params, level: int, samples: Sample) -> Tensor:
     """Brackets of one level for many samples at once.
 
     Parameters
     ----------
-    function, level
+    field, level
         As for `nested`.
     theta : dict of str to Tensor
     samples
@@ -83,7 +83,7 @@ def rows(function: Scalar, theta: Params, level: int, samples: Sample) -> Tensor
     Tensor, shape (n, D)
         Columns are the parameters' entries in the order of `theta`.
     """
-    found = vmap(nested(function, level), in_dims=(None, 0))(theta, samples)
+    found = vmap(nested(field, level), in_dims=(None, 0))(theta, samples)
     return flattened(found, lead=1)
 
 

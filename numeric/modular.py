@@ -31,7 +31,7 @@ MOVES: Final = frozenset(
     "alias as_strided broadcast_in_dim broadcast_to cat clone constant_pad_nd copy_ detach diagonal empty empty_like expand fill_ flip "
     "gather index index_select lift_fresh_copy movedim narrow new_empty new_empty_strided new_zeros ones_like permute repeat reshape select "
     "slice split split_with_sizes squeeze stack t to _to_copy transpose unbind unfold unsqueeze _unsafe_view view view_of zero_ zeros "
-    "zeros_like ones full full_like _efficientzerotensor select_backward slice_backward slice_scatter select_scatter is_same_size tril triu "
+    "zeros_like ones full full_like _efficientzerotensor select_backward slice_backward slice_scatter select_scatter is_same_size _has_same_storage_numel tril triu "
     "diag_embed diagonal_backward unsafe_chunk unsafe_split chunk empty_strided _reshape_alias convert_element_type "
     "scalar_tensor new_ones new_full expand_copy view_copy".split()
 )
