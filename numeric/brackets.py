@@ -18,12 +18,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vjp, vmap
 
 Params: TypeAlias = dict[str, Tensor]
 Sample: TypeAlias = Any
 Scalar: TypeAlias = Callable[[Params, Sample], Tensor]
 Field: TypeAlias = Callable[[Params, Sample], Params]
+Derivative: TypeAlias = Callable[[Params, Sample, Params], Params]
 
 
 def nested(function: Scalar, level: int) -> Field:
@@ -50,21 +51,46 @@ def nested(function: Scalar, level: int) -> Field:
     >>> {name: float(v) for name, v in field(theta, (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))).items()}
     {'x': -5.0, 'y': 2.0}
     """
-    field: Field = grad(function)
-    for _ in range(level):
-        field = _bracket(grad(function), field)
+    gradient: Field = grad(function)
+    field = gradient
+    for step in range(level):
+        field = _bracket(gradient, _along_gradient(gradient), field, _along_gradient(gradient) if step == 0 else _along(field))
     return field
 
 
-def _bracket(first: Field, second: Field) -> Field:
+def _bracket(first: Field, along_first: Derivative, second: Field, along_second: Derivative) -> Field:
     def bracket(theta: Params, sample: Sample) -> Params:
         one, two = sample
         x, y = first(theta, one), second(theta, two)
-        along_x = jvp(lambda t: second(t, two), (theta,), (x,))[1]
-        along_y = jvp(lambda t: first(t, one), (theta,), (y,))[1]
-        return {name: along_x[name] - along_y[name] for name in theta}
+        there, back = along_second(theta, two, x), along_first(theta, one, y)
+        return {name: there[name] - back[name] for name in theta}
 
     return bracket
+
+
+# Both derivatives are taken by reverse mode: forward mode makes tensors of zeros that cost more than the arithmetic on small networks.
+
+
+def _along_gradient(gradient: Field) -> Derivative:
+    """D(∇f)·x = ∇⟨∇f, x⟩: the derivative of a gradient is symmetric."""
+    return lambda theta, sample, x: grad(lambda t: _inner(gradient(t, sample), x))(theta)
+
+
+def _along(field: Field) -> Derivative:
+    """DZ·x of any field: u -> ⟨DZᵀu, x⟩ is linear, and this is its gradient."""
+
+    def derivative(theta: Params, sample: Sample, x: Params) -> Params:
+        def pulled(u: Params) -> Tensor:
+            return _inner(vjp(lambda t: field(t, sample), theta)[1](u)[0], x)
+
+        found: Params = grad(pulled)({name: torch.zeros_like(v) for name, v in theta.items()})
+        return found
+
+    return derivative
+
+
+def _inner(a: Params, b: Params) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 
 def rows(function: Scalar, theta: Params, level: int, samples: Sample) -> Tensor:
