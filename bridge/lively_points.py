@@ -17,7 +17,7 @@ from noetherflow.numeric.brackets import Params
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 POINTS: Final = 48
-INPUTS: Final = 40
+INPUTS: Final = 10
 
 
 def lively_seed(graph: ArchitectureGraph, seed: str, prime: int) -> str:
@@ -26,7 +26,7 @@ def lively_seed(graph: ArchitectureGraph, seed: str, prime: int) -> str:
     if not samplings[0].pieces:
         return seed
     points = _together([s.point for s in samplings])
-    inputs = _together([samplings[0].inputs(f"{seed}/lively/{i}") for i in range(INPUTS)])
+    inputs = {node: x.flatten(0, 1) for node, x in samplings[0].inputs(f"{seed}/lively", 0, INPUTS).items()}
     frozen = samplings[0]
     over_inputs = vmap(lambda point, x: frozen.patterns(point, x)[0], in_dims=(None, 0))
     patterns: Params = vmap(over_inputs, in_dims=(0, None))(points, inputs)

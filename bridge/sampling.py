@@ -3,9 +3,9 @@
 Every number is read off a hash of its label (`noetherflow.numeric.hashed`):
 
     parameter P                 SEED/P
-    tensor T of sample i        SEED/LEVEL.PLACE/i.m/T      input nodes by name, cotangents as w:NODE, free pieces as g:NODE:SLOT
-
-Where a function has pieces, a sample is a sum over several inputs, m = 0, 1, ...: the pieces of one input may close every path.
+    tensor T of all samples     SEED/LEVEL.PLACE/T          one after the other; input nodes by name, cotangents as w:NODE, free pieces as
+                                                            g:NODE:SLOT
+Where a function has pieces, a sample is a sum over six inputs, one after the other: the pieces of one input may close every path.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, Final, Literal
 
 import torch
@@ -126,8 +127,7 @@ class Sampling:
                     seed=self.seed,
                 )
             wanted = count - len(kept)
-            labels = [f"{self.seed}/{place}/{number + i}.{m}" for i in range(wanted) for m in range(self.summed)]
-            drawn = {part: self._grouped(values) for part, values in _stacked([self._one(label) for label in labels]).items()}
+            drawn = self._drawn(f"{self.seed}/{place}", number, wanted)
             number += wanted
             if found:
                 return self._in_arithmetic(drawn), number
@@ -135,9 +135,6 @@ class Sampling:
             whole = drawn | {"patterns": patterns}
             kept += [_picked(whole, i) for i in range(wanted) if bool(clear[i].all())]
         return self._in_arithmetic(_stacked(kept)), number
-
-    def _grouped(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x.unflatten(0, (-1, self.summed)) for name, x in values.items()}
 
     def _in_arithmetic(self, sample: dict[str, Any]) -> dict[str, Any]:
         return {part: {name: self._residues(x) for name, x in values.items()} for part, values in sample.items()}
@@ -157,36 +154,44 @@ class Sampling:
             clear.append(piece.clear(slots, *details))
         return found, torch.stack(clear).all()
 
-    def _one(self, label: str) -> dict[str, dict[str, Tensor]]:
-        cotangents = {node: self._cotangent(f"{label}/w:{node}", node, axis) for node, axis in self.seen}
-        sample = {"inputs": self.inputs(label), "cotangents": cotangents}
+    def _drawn(self, label: str, first: int, count: int) -> dict[str, dict[str, Tensor]]:
+        cotangents = {node: self._cotangent(f"{label}/w:{node}", node, axis, first, count) for node, axis in self.seen}
+        sample = {"inputs": self.inputs(label, first, count), "cotangents": cotangents}
         if self.pieces and self.gates == "free":
-            sample["patterns"] = {node: self._free(f"{label}/g:{node}", node) for node in self.pieces}
+            sample["patterns"] = {node: self._free(f"{label}/g:{node}", node, first, count) for node in self.pieces}
         return sample
 
-    def inputs(self, label: str) -> dict[str, Tensor]:
-        """Random values of the graph's inputs."""
-        return {node: self._input(f"{label}/{node}", node) for node, d in self.graph.nodes(data=True) if d["operation"] == "input"}
+    def inputs(self, label: str, first: int, count: int) -> dict[str, Tensor]:
+        """Random values of the graph's inputs, shape (count, summed, ...)."""
+        nodes = [node for node, d in self.graph.nodes(data=True) if d["operation"] == "input"]
+        return {node: self._input(f"{label}/{node}", node, first, count) for node in nodes}
 
-    def _free(self, label: str, node: str) -> Tensor:
+    def _free(self, label: str, node: str, first: int, count: int) -> Tensor:
         """The pieces that random slots would give."""
         data = self.graph.nodes[node]
         shapes = {slot: self.graph.nodes[producer]["shape"] for slot, producer in self.graph.inputs_of(node).items()}
         shapes |= {slot: self.graph.parameters[name].shape for slot, name in data["parameters"].items()}
-        slots = {slot: hashed.reals(f"{label}:{slot}", shape, 0.0, 6.0) for slot, shape in shapes.items()}
-        return PIECES[data["operation"]].pattern(slots, data["attributes"], data["shape"])
+        slots = {}
+        for slot, shape in shapes.items():
+            whole = (count, self.summed, *shape)
+            slots[slot] = hashed.reals(f"{label}:{slot}", whole, 0.0, 6.0, first * prod(whole[1:]))
+        piece = PIECES[data["operation"]]
+        found: Tensor = vmap(vmap(lambda v: piece.pattern(v, data["attributes"], data["shape"])))(slots)
+        return found
 
-    def _numbers(self, label: str, shape: Sequence[Any]) -> Tensor:
+    def _numbers(self, label: str, shape: Sequence[Any], first: int = 0) -> Tensor:
         sizes = [int(size) for size in shape]
-        return hashed.sixtyfourths(label, sizes) if self.prime else hashed.reals(label, sizes, 0.3, 1.3)
+        return hashed.sixtyfourths(label, sizes, first) if self.prime else hashed.reals(label, sizes, 0.3, 1.3, first)
 
-    def _input(self, label: str, node: str) -> Tensor:
+    def _input(self, label: str, node: str, first: int, count: int) -> Tensor:
         data = self.graph.nodes[node]
+        shape = (count, self.summed, *data["shape"])
+        first *= prod(shape[1:])
         if "float" in data["dtype"]:
-            return self._numbers(label, data["shape"])
+            return self._numbers(label, shape, first)
         if data["dtype"] == "bool":
-            return hashed.indices(label, data["shape"], 2) > 0
-        return hashed.indices(label, data["shape"], self._rows)
+            return hashed.indices(label, shape, 2, first) > 0
+        return hashed.indices(label, shape, self._rows, first)
 
     @cached_property
     def _rows(self) -> int:
@@ -197,12 +202,13 @@ class Sampling:
             raise Unevaluable("The graph has an input of integers, and no embedding that says how large they may be.")
         return min(tables)
 
-    def _cotangent(self, label: str, node: str, axis: int | None) -> Tensor:
-        w = self._numbers(label, self.graph.nodes[node]["shape"])
+    def _cotangent(self, label: str, node: str, axis: int | None, first: int, count: int) -> Tensor:
+        shape = (count, self.summed, *self.graph.nodes[node]["shape"])
+        w = self._numbers(label, shape, first * prod(shape[1:]))
         if axis is None:
             return w
-        rest = w.narrow(axis, 0, w.shape[axis] - 1)
-        return torch.cat([rest, -rest.sum(axis, keepdim=True)], axis)
+        rest = w.narrow(axis + 2, 0, w.shape[axis + 2] - 1)
+        return torch.cat([rest, -rest.sum(axis + 2, keepdim=True)], axis + 2)
 
 
 def _is_known(data: dict[str, Any]) -> bool:

@@ -18,15 +18,16 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vjp, vmap
 
 Params: TypeAlias = dict[str, Tensor]
 Sample: TypeAlias = Any
 Scalar: TypeAlias = Callable[[Params, Sample], Tensor]
 Field: TypeAlias = Callable[[Params, Sample], Params]
+Derivative: TypeAlias = Callable[[Params, Sample, Params], Params]
 
 
-def nested(field: Field, level: int) -> Field:
+def nested(field: Field, level: int, along: Derivative | None = None) -> Field:
     """The right-normed bracket of level + 1 fields of one family; its sample is (s_0, (s_1, (... s_level))).
 
     Parameters
@@ -35,6 +36,8 @@ def nested(field: Field, level: int) -> Field:
         (point, sample) -> the vector there; the gradient of ⟨w, F(θ; x)⟩, or what another flow makes of it.
     level : int
         0 for the field itself.
+    along : callable, optional
+        (point, sample, x) -> the field's derivative along x, if there is a cheaper way to it than for any field.
 
     Returns
     -------
@@ -50,29 +53,54 @@ def nested(field: Field, level: int) -> Field:
     >>> {name: float(v) for name, v in field(theta, (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))).items()}
     {'x': -5.0, 'y': 2.0}
     """
+    along = along or derivative(field)
     whole = field
-    for _ in range(level):
-        whole = _bracket(field, whole)
+    for step in range(level):
+        whole = _bracket(field, along, whole, along if step == 0 else derivative(whole))
     return whole
 
 
-def _bracket(first: Field, second: Field) -> Field:
+def _bracket(first: Field, along_first: Derivative, second: Field, along_second: Derivative) -> Field:
     def bracket(theta: Params, sample: Sample) -> Params:
         one, two = sample
         x, y = first(theta, one), second(theta, two)
-        along_x = jvp(lambda t: second(t, two), (theta,), (x,))[1]
-        along_y = jvp(lambda t: first(t, one), (theta,), (y,))[1]
-        return {name: along_x[name] - along_y[name] for name in theta}
+        there, back = along_second(theta, two, x), along_first(theta, one, y)
+        return {name: there[name] - back[name] for name in theta}
 
     return bracket
 
 
-def rows(field: Field, theta: Params, level: int, samples: Sample) -> Tensor:
+# Derivatives are taken by reverse mode: forward mode makes tensors of zeros that cost more than the arithmetic on small networks.
+
+
+def symmetric_derivative(gradient: Field) -> Derivative:
+    """D(∇f)·x = ∇⟨∇f, x⟩: the derivative of a gradient is symmetric."""
+    return lambda theta, sample, x: grad(lambda t: _inner(gradient(t, sample), x))(theta)
+
+
+def derivative(field: Field) -> Derivative:
+    """DZ·x of any field: u -> ⟨DZᵀu, x⟩ is linear, and this is its gradient."""
+
+    def along(theta: Params, sample: Sample, x: Params) -> Params:
+        def pulled(u: Params) -> Tensor:
+            return _inner(vjp(lambda t: field(t, sample), theta)[1](u)[0], x)
+
+        found: Params = grad(pulled)({name: torch.zeros_like(v) for name, v in theta.items()})
+        return found
+
+    return along
+
+
+def _inner(a: Params, b: Params) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def rows(field: Field, theta: Params, level: int, samples: Sample, along: Derivative | None = None) -> Tensor:
     """Brackets of one level for many samples at once.
 
     Parameters
     ----------
-    field, level
+    field, level, along
         As for `nested`.
     theta : dict of str to Tensor
     samples
@@ -83,7 +111,7 @@ def rows(field: Field, theta: Params, level: int, samples: Sample) -> Tensor:
     Tensor, shape (n, D)
         Columns are the parameters' entries in the order of `theta`.
     """
-    found = vmap(nested(field, level), in_dims=(None, 0))(theta, samples)
+    found = vmap(nested(field, level, along), in_dims=(None, 0))(theta, samples)
     return flattened(found, lead=1)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from noetherflow.numeric.brackets import Field, Params, Sample, Scalar
+from noetherflow.numeric.brackets import Derivative, Field, Params, Sample, Scalar, derivative, symmetric_derivative
 
 TIME: Final = "t"
 VELOCITY: Final = "v:"
@@ -38,6 +38,10 @@ class Flow(Protocol):
         """The vector field of a sample, (state, sample) -> velocity of the state; `function` is ⟨w, F(θ; x)⟩."""
         ...
 
+    def along(self, function: Scalar) -> Derivative:
+        """The field's derivative along a vector."""
+        ...
+
 
 @dataclass(frozen=True)
 class GradientFlow:
@@ -50,6 +54,10 @@ class GradientFlow:
     def field(self, function: Scalar) -> Field:
         """The gradient."""
         return grad(function)
+
+    def along(self, function: Scalar) -> Derivative:
+        """The Hessian, which is symmetric."""
+        return symmetric_derivative(grad(function))
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,10 @@ class MetricFlow:
             return {name: self.inverse[name](theta[name]) * g[name] if name in self.inverse else g[name] for name in theta}
 
         return velocity
+
+    def along(self, function: Scalar) -> Derivative:
+        """By reverse mode, twice."""
+        return derivative(self.field(function))
 
 
 @dataclass(frozen=True)
@@ -121,3 +133,7 @@ class MomentumFlow:
             return {TIME: torch.ones_like(state[TIME]), **v, **pushed}
 
         return velocity
+
+    def along(self, function: Scalar) -> Derivative:
+        """By reverse mode, twice."""
+        return derivative(self.field(function))
