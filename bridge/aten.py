@@ -268,9 +268,10 @@ def _linear(a: Arguments) -> Reading:
     return Reading("linear", {"input": a["input"], "weight": a["weight"], "bias": a["bias"]})
 
 
-@READERS.reads("matmul", "bmm", "mm")
+@READERS.reads("matmul", "bmm", "mm", "mv", "dot")
 def _matmul(a: Arguments) -> Reading:
-    return Reading("matmul", {"input": a["self"], "other": a.get("other", a.get("mat2"))})
+    other = next(x for name in ("other", "mat2", "vec", "tensor") if (x := a.get(name)) is not None)
+    return Reading("matmul", {"input": a["self"], "other": other})
 
 
 @READERS.reads("addmm", "baddbmm")

@@ -87,7 +87,7 @@ class AxisTable:
         self._sum: dict[int, tuple[tuple[int, ...], ...]] = {}
         self._serial = count()
         self._changes = 0
-        self._known: dict[Axis, list[Segment]] = {}
+        self._known: dict[Any, Any] = {}
         self._state: tuple[int, ...] = ()
 
     # --- making axes
@@ -320,12 +320,20 @@ class AxisTable:
 
     def segments(self, axis: Axis) -> list[Segment]:
         """The summands of an axis, each a product of leaves, in order."""
+        found: list[Segment] = self.kept(axis) or self.keep(axis, self._segments(axis))
+        return found
+
+    def kept(self, key: Any) -> Any:
+        """What was kept under a key since the table last changed, or None."""
         state = (len(self._parent), len(self._sum), len(self._product), self._changes)
         if state != self._state:  # an atom was made, joined or refined since
             self._known, self._state = {}, state
-        if axis not in self._known:
-            self._known[axis] = self._segments(axis)
-        return self._known[axis]
+        return self._known.get(key)
+
+    def keep(self, key: Any, result: Any) -> Any:
+        """Keep what was read from the table; returns it."""
+        self._known[key] = result
+        return result
 
     def _segments(self, axis: Axis) -> list[Segment]:
         parts = [self._occurrence_segments(o) for o in axis]

@@ -33,6 +33,7 @@ from noetherflow.symbolic.scalings import scale_equations
 from noetherflow.symbolic.shifts import Reads, shift_equations
 from noetherflow.symbolic.sums import flatten_sums
 from noetherflow.symbolic.symmetries import Symmetries, Symmetry
+from noetherflow.symbolic.uncollected import uncollected
 from noetherflow.symbolic.writing import Writer
 
 
@@ -69,7 +70,8 @@ def symmetries(graph: ArchitectureGraph) -> Symmetries:
     >>> [(s.kind, s.dimension, s.parameters) for s in found]
     [('rescale', 5, ('w1', 'w2'))]
     """
-    return symmetries_of(lower(graph), graph)
+    with uncollected():
+        return symmetries_of(lower(graph), graph)
 
 
 def symmetries_of(program: Program, graph: ArchitectureGraph) -> Symmetries:

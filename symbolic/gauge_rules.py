@@ -90,11 +90,11 @@ def _multiply(program: Program, call: Call) -> Value:
 @rule("matmul")
 def _matmul(program: Program, call: Call) -> Value:
     a, b = call["input"], call["other"]
-    if min(len(a.axes), len(b.axes)) < 2:
-        raise Misaligned("a product with a vector")
-    rank = max(len(a.axes), len(b.axes)) - 2
-    left, right = ([*aligned_labels(v, rank + 2)[:-2], *ends] for v, ends in ((a, "mk"), (b, "kn")))
-    return program.contract(call.node, [(a, left), (b, right)], [*map(str, range(rank)), "m", "n"], uniform=True)
+    ends = (a, "mk"[-len(a.axes) :]), (b, "kn"[: len(b.axes)])  # a vector has the summed index alone
+    rank = max(len(value.axes) - len(end) for value, end in ends)
+    left, right = ([*aligned_labels(value, rank + len(end))[: -len(end)], *end] for value, end in ends)
+    kept = [*map(str, range(rank)), *(label for label in (*left[-2:], *right[-2:]) if label in ("m", "n"))]
+    return program.contract(call.node, [(a, left), (b, right)], kept, uniform=True)
 
 
 # Every operand has its letters, and what the result lacks is summed: an einsum is a contraction as it stands. What one operand alone has

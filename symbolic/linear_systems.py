@@ -20,6 +20,7 @@ from sympy.polys.matrices import DomainMatrix
 
 from noetherflow.symbolic.axes import Identity, Leaf
 from noetherflow.symbolic.primitives import Block, Cell, Program
+from noetherflow.symbolic.ties import Ties
 
 MAX_INDICES = 3
 # Up to here denominators are cleared; beyond, they come from measured factors (1 / sqrt(d)), and the first coefficient stays 1.
@@ -113,14 +114,22 @@ def solve(equations: Sequence[Vector], targets: Iterable[Unknown]) -> list[Vecto
     Unknowns that no equation holds are free. The basis is canonical for a given order of the targets.
     """
     zero, left = _without_zeros(equations)
-    ordered_targets = [u for u in dict.fromkeys(targets) if u not in zero]
-    order = {u: i for i, u in enumerate(ordered_targets)}
+    wanted = {u: None for u in targets if u not in zero}
+    ties = Ties(wanted)
+    left = ties.take(left)
+    order = {u: i for i, u in enumerate(dict.fromkeys(ties.first(u)[0] for u in wanted))}
     out: list[Vector] = []
-    for unknowns, part in _components(left, ordered_targets):
+    for unknowns, part in _components(left, list(order)):
         moved = sorted((u for u in unknowns if u in order), key=order.__getitem__)
         if moved:
-            out.extend(_solve_component([*moved, *sorted(unknowns - set(moved), key=repr)], len(moved), part))
+            found = _solve_component([*moved, *sorted(unknowns - set(moved), key=repr)], len(moved), part)
+            out.extend(_in_small_integers(ties.spread(vector), wanted) for vector in found)
     return out
+
+
+def _in_small_integers(vector: Vector, targets: Mapping[Unknown, None]) -> Vector:
+    scale = lcm(*(value.denominator for u, value in vector.items() if u in targets))
+    return vector if scale == 1 or scale > LARGEST_SCALE else {u: value * scale for u, value in vector.items()}
 
 
 def _without_zeros(equations: Sequence[Vector]) -> tuple[set[Unknown], list[Vector]]:
@@ -188,6 +197,5 @@ def _reduced_nullspace(
     for row, pivot in enumerate(pivots):
         if pivot < targets:
             entries = {i: Fraction(int(QQ.numer(v)), int(QQ.denom(v))) for i, v in reduced.rep.to_sdm()[row].items()}
-            scale = lcm(*(value.denominator for i, value in entries.items() if i < targets))
-            found.append(tuple((i, value * (scale if scale <= LARGEST_SCALE else 1)) for i, value in entries.items()))
+            found.append(tuple(entries.items()))
     return tuple(found)

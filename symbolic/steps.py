@@ -165,14 +165,24 @@ class Cell:
     split: frozenset[str] = frozenset()
 
 
-def cells(table: AxisTable, terms: Sequence[Term]) -> Iterator[list[Cell]]:
+def cells(table: AxisTable, terms: Sequence[Term]) -> list[list[Cell]]:
     """For every choice of summands of every label: the cell of each term.
+
+    All solvers ask for the same ones, so they are kept until the table changes.
 
     Raises
     ------
     Misaligned
         If terms disagree about the summands of a label.
     """
+    known = table.kept(tuple(map(id, terms)))
+    if known is None:
+        known = table.keep(tuple(map(id, terms)), (terms, list(_cells(table, terms))))  # with the terms, lest another take their identity
+    rows: list[list[Cell]] = known[1]
+    return rows
+
+
+def _cells(table: AxisTable, terms: Sequence[Term]) -> Iterator[list[Cell]]:
     found = [{label: table.segments(axis) for label, axis in zip(t.labels, t.value.axes, strict=True) if label is not None} for t in terms]
     counts: dict[str, int] = {}
     for segments in found:

@@ -73,6 +73,11 @@ COMPUTED: dict[str, tuple[Function, tuple[int, ...], list[str]]] = {
         (4, 4),
         ["tanh", "scale", "matmul", "scale", "add"],
     ),
+    "vectors": (
+        lambda s, x: torch.mv(x, x[0]) @ x[:, 0] + torch.dot(x[0], x[1]),
+        (4, 6),
+        [*["slice", "reshape"], "matmul", *["slice", "reshape"], "matmul", *["slice", "reshape"] * 2, "matmul", "add"],
+    ),
     "baddbmm": (lambda s, x: torch.baddbmm(x, x, x), (2, 3, 3), ["matmul", "add"]),
     "transposed views": (lambda s, x: x.mT.swapaxes(0, 1).movedim(2, 0).movedim((0, 1), (1, 2)), (2, 3, 4), ["permute"] * 4),
     "reversed axes": (lambda s, x: x.T.adjoint(), (4, 6), ["permute"] * 2),
