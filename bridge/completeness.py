@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import noetherflow
 from noetherflow.bridge.certificate import FORMAT, Certificate
+from noetherflow.bridge.counted_flows import Conserved, CountedFlow, Gradient, MirrorFlow, Momentum, dynamics_of
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.lively_points import lively_seed
@@ -35,7 +36,8 @@ from noetherflow.bridge.trace import Loss, trace
 from noetherflow.errors import ModelError, ReportError
 from noetherflow.numeric.modular import PRIMES, ContractionTooLong, NotPolynomial
 from noetherflow.symbolic.graph import ArchitectureGraph
-from noetherflow.symbolic.laws import Law, derive
+from noetherflow.symbolic.laws import Law, Laws, derive
+from noetherflow.symbolic.metrics import Mirror
 
 Mode = Literal["proved", "numerical"]
 
@@ -65,7 +67,7 @@ class Completeness:
     laws_found : int
         Independent derived charges at the point. A law that an eps breaks is no law and is not counted.
     laws_possible : int
-        D − lie_dimension: no network of this graph has more laws that hold for every data set.
+        Coordinates (D) − lie_dimension: no network of this graph has more laws that hold for every data set.
     complete : bool
         The two are equal, no derived law was refuted, and in float64 the gap is clear at every point.
     mode : 'proved' or 'numerical'
@@ -81,6 +83,8 @@ class Completeness:
     broken : tuple of str
         Derived laws that an eps breaks.
     certificate : Certificate
+    coordinates : int
+        What the flow moves: D, or 2 D + 1 along a momentum flow.
     """
 
     parameters: int
@@ -95,13 +99,16 @@ class Completeness:
     refuted: tuple[str, ...]
     broken: tuple[str, ...]
     certificate: Certificate = field(repr=False)
+    coordinates: int = 0
 
     def __str__(self) -> str:
         how = "proved" if self.mode == "proved" else f"numerical, gap {self.gap:.0e}"
         verdict = "complete" if self.complete else "not complete"
+        moving = "" if self.coordinates == self.parameters else f", {self.coordinates} coordinates with velocities and time"
         lines = [
             f"{self.laws_found} of {self.laws_possible} laws: {verdict} ({how})",
-            f"  {self.parameters} parameters, Lie algebra of dimension {self.lie_dimension}" + ("" if self.complete else " or more"),
+            f"  {self.parameters} parameters{moving}, Lie algebra of dimension {self.lie_dimension}"
+            + ("" if self.complete else " or more"),
         ]
         lines += [f"  assumed: {self.assumption}"] if self.assumption else []
         lines += [f"  missing: a law of {described(direction)}" for direction in self.missing[:4]]
@@ -120,6 +127,8 @@ def completeness(
     loss: Loss = None,
     kwargs: Mapping[str, Any] | None = None,
     laws: Sequence[Law] | None = None,
+    metric: Mirror | None = None,
+    friction: int | None = None,
     without_eps: bool = False,
     seed: int = 0,
 ) -> Completeness:
@@ -133,7 +142,12 @@ def completeness(
     *example_inputs, loss, kwargs
         As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
     laws : sequence of Law, optional
-        To be checked in place of those that `noetherflow.derive` finds.
+        To be checked in place of those that `noetherflow.derive` finds, under gradient flow.
+    metric : Mirror, optional
+        Count along the gradient flow of this metric (`noetherflow.symbolic.metrics`: Mirror, Diagonal) instead of the Euclidean one.
+    friction : int, optional
+        Count along the momentum flow θ'' + γ θ' + ∇f = 0 with this γ: laws may depend on time and velocity, and there are 2 D + 1
+        coordinates.
     without_eps : bool
         Count for eps = 0 in every normalisation; else eps is what the graph says, and laws that it breaks are none.
     seed : int
@@ -162,11 +176,27 @@ def completeness(
     graph = model if isinstance(model, ArchitectureGraph) else trace(model, *example_inputs, loss=loss, kwargs=kwargs)
     graph = _without_eps(graph) if without_eps else graph
     _check_sizes(graph, "proved")
-    every = list(derive(graph)) if laws is None else list(laws)
-    counted = [law for law in every if not law.symmetry.breaking]
-    broken = tuple(law.name for law in every if law.symmetry.breaking)
-    attempts = _exact(graph, counted, seed) or _numerical(graph, counted, seed)
+    dynamics = _dynamics(metric, friction, given=laws is not None)
+    counted, broken = _known(graph, dynamics, laws)
+    attempts = _exact(graph, counted, dynamics, seed) or _numerical(graph, counted, dynamics, seed)
     return _result(graph, attempts, broken, given=laws is not None)
+
+
+def _dynamics(metric: Mirror | None, friction: int | None, *, given: bool) -> CountedFlow:
+    if metric is not None and friction is not None:
+        raise ModelError("Give a metric or a friction: laws of a momentum flow are counted under the Euclidean metric.")
+    if given and (metric is not None or friction is not None):
+        raise ModelError("Laws given by hand are checked under gradient flow; leave metric and friction out.")
+    if metric is not None:
+        return MirrorFlow(metric)
+    return Gradient() if friction is None else Momentum(friction)
+
+
+def _known(graph: ArchitectureGraph, dynamics: CountedFlow, given: Sequence[Law] | None = None) -> tuple[list[Conserved], tuple[str, ...]]:
+    """What theory says is conserved, and the laws that an eps breaks."""
+    laws = derive(graph)
+    used = laws if given is None else Laws(given, laws.symmetries)
+    return dynamics.conserved(used), tuple(law.name for law in used if law.symmetry.breaking)
 
 
 def check_certificate(certificate: Certificate) -> Completeness:
@@ -183,12 +213,12 @@ def check_certificate(certificate: Certificate) -> Completeness:
     try:
         graph = ArchitectureGraph.from_json(data["graph"])
         points = [(str(p["seed"]), p["gates"], p["prime"]) for p in data["points"]]
+        dynamics = dynamics_of(data["flow"])
     except (KeyError, TypeError) as err:
         raise ReportError(f"The certificate is not whole: {err!r}. Write it again with certificate.save.") from err
-    every = list(derive(graph))
-    counted = [law for law in every if not law.symmetry.breaking]
-    counts = [_counted(Sampling(graph, s, gates, prime), counted) for s, gates, prime in points]
-    again = _result(graph, counts, tuple(law.name for law in every if law.symmetry.breaking), given=False)
+    counted, broken = _known(graph, dynamics)
+    counts = [_counted(Sampling(graph, s, gates, prime), counted, dynamics) for s, gates, prime in points]
+    again = _result(graph, counts, broken, given=False)
     differs = [key for key, value in again.certificate.data.items() if key != "noetherflow" and not _same(value, data.get(key))]
     if differs or not points:
         raise ReportError(
@@ -199,13 +229,13 @@ def check_certificate(certificate: Certificate) -> Completeness:
     return again
 
 
-def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
+def _exact(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: CountedFlow, seed: int) -> list[Count]:
     """The first point at which the counts meet, else the one that leaves room for the fewest laws; none for what is no polynomial."""
     found: list[Count] = []
     lively = lively_seed(graph, f"{seed}", PRIMES[0])
     for gates, point in (("realised", lively), ("free", f"{seed}")):
         try:
-            count = _modulo(graph, laws, point, gates)
+            count = _modulo(graph, laws, dynamics, point, gates)
         except NotPolynomial:
             return []
         except Unevaluable:
@@ -218,23 +248,23 @@ def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Cou
     return [min(found, key=lambda c: c.possible)]
 
 
-def _modulo(graph: ArchitectureGraph, laws: Sequence[Law], seed: str, gates: Gates) -> Count:
+def _modulo(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: CountedFlow, seed: str, gates: Gates) -> Count:
     """With the largest prime that the network's contractions allow."""
     for prime in PRIMES[:-1]:
         try:
-            return _counted(Sampling(graph, seed, gates, prime), laws)
+            return _counted(Sampling(graph, seed, gates, prime), laws, dynamics)
         except ContractionTooLong:
             continue
-    return _counted(Sampling(graph, seed, gates, PRIMES[-1]), laws)
+    return _counted(Sampling(graph, seed, gates, PRIMES[-1]), laws, dynamics)
 
 
-def _numerical(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
+def _numerical(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: CountedFlow, seed: int) -> list[Count]:
     _check_sizes(graph, "numerical")
-    return [_counted(Sampling(graph, point, "realised", None), laws) for point in (f"{seed}", f"{seed}.1")]
+    return [_counted(Sampling(graph, point, "realised", None), laws, dynamics) for point in (f"{seed}", f"{seed}.1")]
 
 
-def _counted(sampling: Sampling, laws: Sequence[Law]) -> Count:
-    count = Count(sampling, laws)
+def _counted(sampling: Sampling, laws: Sequence[Conserved], dynamics: CountedFlow) -> Count:
+    count = Count(sampling, laws, dynamics)
     count.run()
     return count
 
@@ -265,7 +295,8 @@ def _result(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
         "broken": list(broken),
         "laws": [law.name for law in best.laws],
         "laws_given": given,
-        "order": {name: list(p.shape) for name, p in best.sampling.point.items()},
+        "flow": best.dynamics.described(),
+        "order": {name: list(x.shape) for name, x in best.state.items()},
         "points": [_point(c) for c in counts],
         "recipe": RECIPE,
         "graph": graph.to_json(),
@@ -276,6 +307,7 @@ def _result(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
         names,
         broken,
         Certificate(data),
+        best.coordinates,
     )
 
 

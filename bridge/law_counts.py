@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
-from noetherflow.bridge.charge_gradients import charge_gradients
+from noetherflow.bridge.counted_flows import Conserved, CountedFlow, Gradient, gradient_rows
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.numeric import brackets
+from noetherflow.numeric.brackets import Params
 from noetherflow.numeric.elimination import Echelon, product
 from noetherflow.numeric.functional_rank import numerical_rank
 from noetherflow.numeric.lie_rank import FloatSpace, Growth, grow
 from noetherflow.numeric.modular import Modulo, residues
-from noetherflow.symbolic.laws import Law
 
 # A charge is conserved along a field in float64 if the cosine of the angle between its gradient and the field is below this.
 ROUNDING: Final = 1e-8
@@ -33,17 +32,27 @@ class Count:
     Parameters
     ----------
     sampling : Sampling
-    laws : sequence of Law
+    laws : sequence of Conserved
         Those that are said to hold.
+    dynamics : CountedFlow
+        Along which flow.
     """
 
     sampling: Sampling
-    laws: Sequence[Law]
+    laws: Sequence[Conserved]
+    dynamics: CountedFlow = field(default_factory=Gradient)
 
     def __post_init__(self) -> None:
         self.refuted: set[int] = set()
         self.growth = Growth()
-        self.space: Echelon | FloatSpace = Echelon(self.parameters, prime) if (prime := self.sampling.prime) else FloatSpace(self.parameters)
+        self.space: Echelon | FloatSpace = (
+            Echelon(self.coordinates, prime) if (prime := self.sampling.prime) else FloatSpace(self.coordinates)
+        )
+
+    @cached_property
+    def state(self) -> Params:
+        """The point, with what else the flow moves."""
+        return self.dynamics.flow.state(self.sampling.point, self.sampling.numbers)
 
     @cached_property
     def parameters(self) -> int:
@@ -51,13 +60,18 @@ class Count:
         return sum(p.numel() for p in self.sampling.point.values())
 
     @cached_property
+    def coordinates(self) -> int:
+        """Numbers that the flow moves: D, or 2 D + 1 with velocities and time."""
+        return sum(x.numel() for x in self.state.values())
+
+    @cached_property
     def _charges(self) -> tuple[Tensor, Tensor]:
-        rows, owners = charge_gradients(self.laws, self.sampling.point)
-        return (residues(rows, self.sampling.prime) if self.sampling.prime else rows), torch.tensor(owners, dtype=torch.long)
+        rows, owners = gradient_rows(self.laws, self.state, self.sampling.prime)
+        return rows, torch.tensor(owners, dtype=torch.long)
 
     @property
     def gradients(self) -> Tensor:
-        """Gradients of the charges that no field refutes, shape (charges, D)."""
+        """Gradients of the charges that no field refutes, shape (charges, coordinates)."""
         rows, owners = self._charges
         return rows[[int(owner) not in self.refuted for owner in owners]] if len(rows) else rows
 
@@ -66,14 +80,14 @@ class Count:
         """Independent charges among them."""
         rows = self.gradients
         if self.sampling.prime:
-            space = Echelon(self.parameters, self.sampling.prime)
+            space = Echelon(self.coordinates, self.sampling.prime)
             return space.add(rows)
         return numerical_rank(rows)[0] if len(rows) else 0
 
     @property
     def possible(self) -> int:
         """Laws that the fields leave room for."""
-        return self.parameters - self.growth.rank
+        return self.coordinates - self.growth.rank
 
     @property
     def gap(self) -> float:
@@ -85,12 +99,12 @@ class Count:
         exact = self.sampling.prime is not None
         self._refute(self._draw(0, 0, 4)[0])
         spare = 2 if exact else 10
-        self.growth = grow(self._checked, self.space, self.parameters - self.found, spare=spare, at_once=self._at_once)
+        self.growth = grow(self._checked, self.space, self.coordinates - self.found, spare=spare, at_once=self._at_once)
 
     @property
     def _at_once(self) -> int:
         sizes = [int(torch.Size(d["shape"]).numel()) for _, d in self.sampling.graph.nodes(data=True)]
-        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.parameters + self.sampling.summed * sum(sizes))))))
+        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.coordinates + self.sampling.summed * sum(sizes))))))
 
     def _checked(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
         rows, after = self._draw(level, first, count)
@@ -99,11 +113,12 @@ class Count:
 
     def _draw(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
         samples, after = self.sampling.samples(level, first, count)
-        scalar, theta = self.sampling.scalar, self.sampling.theta
-        if not self.sampling.prime:
-            return brackets.rows(grad(scalar), theta, level, samples), after
-        with Modulo(self.sampling.prime):
-            rows = brackets.rows(grad(scalar), theta, level, samples)
+        flow, scalar, prime = self.dynamics.flow, self.sampling.scalar, self.sampling.prime
+        if not prime:
+            return brackets.rows(flow.field(scalar), self.state, level, samples, flow.along(scalar)), after
+        state = {name: residues(x, prime) for name, x in self.state.items()}
+        with Modulo(prime):
+            rows = brackets.rows(flow.field(scalar), state, level, samples, flow.along(scalar))
         if not torch.equal(rows, rows.round()):
             raise ArithmeticError("Arithmetic modulo a prime gave a fraction: a rule of noetherflow.numeric.modular is wrong.")
         return rows, after

@@ -30,11 +30,11 @@ def missing_directions(count: Count) -> tuple[dict[str, Tensor], ...]:
     space = count.space
     if isinstance(space, FloatSpace):
         rows = _reduced(_outside(space.null_space(), count.gradients))
-        return tuple(_by_name(row, count.sampling.point) for row in rows)
-    if space.rank + count.found >= count.parameters:
+        return tuple(_by_name(row, count.state) for row in rows)
+    if space.rank + count.found >= count.coordinates:
         return ()
     rows = _sparse(space.null_space(), count.gradients, space.prime)
-    return tuple(_by_name(torch.tensor([_lifted(x, space.prime) for x in row.tolist()], dtype=torch.float64), count.sampling.point) for row in rows)
+    return tuple(_by_name(torch.tensor([_lifted(x, space.prime) for x in row.tolist()], dtype=torch.float64), count.state) for row in rows)
 
 
 def _sparse(null: Tensor, known: Tensor, prime: int) -> list[Tensor]:

@@ -225,7 +225,11 @@ def _expression(law: dict[int, Fraction], found: Solutions, variables: Sequence[
 
 
 def _indices(shape: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(int(i) for i in row) for row in torch.cartesian_prod(*(torch.arange(s) for s in shape)).reshape(-1, len(shape))] if shape else [()]
+    return (
+        [tuple(int(i) for i in row) for row in torch.cartesian_prod(*(torch.arange(s) for s in shape)).reshape(-1, len(shape))]
+        if shape
+        else [()]
+    )
 
 
 def _entry(name: str, index: tuple[int, ...]) -> str:

@@ -57,6 +57,10 @@ class Sampling:
         """The trainable parameters: where the count is made."""
         return {name: self._numbers(f"{self.seed}/{name}", p.shape) for name, p in self.graph.parameters.items() if p.trainable}
 
+    def numbers(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Coordinates of the point that are no parameters, under a name of their own."""
+        return self._numbers(f"{self.seed}/{name}", shape)
+
     @cached_property
     def fixed(self) -> Params:
         """The frozen parameters: in general position too."""

@@ -1,6 +1,6 @@
 """Polynomial laws of vector fields, by the null space of one linear system modulo a prime.
 
-A polynomial h = Σ c_m m is constant along fields V if Σ_m c_m ⟨∇m(θ), V(θ)⟩ = 0 at every θ: linear in c. At random integer points each field
+A polynomial h = Σ c_m m is constant along fields V if Σ_m c_m ⟨∇m(θ), V(θ)⟩ = 0 at every θ: linear in c. At random points each field
 gives one equation on the coefficients. Scaled to coprime integers, a law with rational coefficients is a solution modulo every prime, and
 not zero: so there are never more independent polynomial laws than solutions, and *no solution proves that there is no law*, whatever
 points and prime were drawn. A solution becomes a law when it is shown to hold identically (`noetherflow.bridge.polynomial_laws`).
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from noetherflow.errors import ModelError
