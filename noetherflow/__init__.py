@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
@@ -50,6 +51,7 @@ __all__ = [
     "ensembles",
     "fold_gains",
     "models",
+    "polynomial_laws",
     "rebalance",
     "rule_of",
     "rules",
@@ -78,6 +80,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "models": ("noetherflow.numeric.models", ""),
+        "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
         "rules": ("noetherflow.symbolic.rules", ""),

@@ -16,7 +16,7 @@ from torch import Tensor
 from noetherflow.errors import ModelError
 from noetherflow.numeric.functional_rank import null_space, numerical_rank
 
-MAX_LEVEL: Final = 4
+MAX_LEVEL: Final = 7
 
 Draw = Callable[[int, int, int], tuple[Tensor, int]]
 """(level, first sample, rows) -> the rows, and the sample to go on with."""
