@@ -28,7 +28,7 @@ import noetherflow
 from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
-from noetherflow.bridge.lively_points import lively_seed
+from noetherflow.bridge.lively_points import lively_seeds
 from noetherflow.bridge.missing_laws import described, missing_directions
 from noetherflow.bridge.sampling import Gates, Sampling
 from noetherflow.bridge.trace import Loss, trace
@@ -202,7 +202,7 @@ def check_certificate(certificate: Certificate) -> Completeness:
 def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
     """The first point at which the counts meet, else the one that leaves room for the fewest laws; none for what is no polynomial."""
     found: list[Count] = []
-    lively = lively_seed(graph, f"{seed}", PRIMES[0])
+    (lively,) = lively_seeds(graph, f"{seed}", PRIMES[0], 1)
     for gates, point in (("realised", lively), ("free", f"{seed}")):
         try:
             count = _modulo(graph, laws, point, gates)
@@ -230,7 +230,7 @@ def _modulo(graph: ArchitectureGraph, laws: Sequence[Law], seed: str, gates: Gat
 
 def _numerical(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
     _check_sizes(graph, "numerical")
-    return [_counted(Sampling(graph, point, "realised", None), laws) for point in (f"{seed}", f"{seed}.1")]
+    return [_counted(Sampling(graph, point, "realised", None), laws) for point in lively_seeds(graph, f"{seed}", None, 2)]
 
 
 def _counted(sampling: Sampling, laws: Sequence[Law]) -> Count:

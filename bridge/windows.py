@@ -77,18 +77,18 @@ def average_pool(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Ten
 
 def _divisor(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], entries: int) -> int:
     """What the sum over a window is divided by, if that is one number for all windows."""
-    n = a["dims"]
-    inside = windows(torch.ones(x.shape[-n:], dtype=x.dtype), *_sizes(a), shape[-n:]).sum(0)
-    least, most = int(inside.min()), int(inside.max())
     if a.get("divisor"):
         return int(a["divisor"])
-    ends = zip(x.shape[-n:], shape[-n:], *_sizes(a), strict=True)
-    over = any((size - 1) * s + k > length + 2 * p for length, size, k, s, p, _ in ends)
-    if a["uniform"] and least == most:
-        return most
-    if a["uniform"] or over:
+    n, divisor, over = a["dims"], 1, False
+    for length, size, k, s, p, d in zip(x.shape[-n:], shape[-n:], *_sizes(a), strict=True):
+        inside = {sum(0 <= i * s + o * d - p < length for o in range(k)) for i in range(size)}
+        if a["uniform"] and len(inside) > 1:
+            raise NotImplementedError("windows of different sizes")
+        divisor *= inside.pop()
+        over = over or (size - 1) * s + k > length + 2 * p
+    if not a["uniform"] and over:
         raise NotImplementedError("windows of different sizes")
-    return entries
+    return divisor if a["uniform"] else entries
 
 
 def pool_windows(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
