@@ -54,7 +54,7 @@ def _directions(symmetry: Symmetry) -> Iterator[Tensor]:
     if not symmetry.matrix:
         yield from torch.eye(symmetry.dimension, dtype=torch.float64)
         return
-    *spectators, n = (int(size) for size in symmetry.sizes)  # type: ignore[arg-type]  # numbers, as was just seen
+    n = int(symmetry.sizes[-1])
     for spectator in range(symmetry.dimension // n**2):
         for i in range(n):
             for j in range(i + 1):

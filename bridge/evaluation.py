@@ -127,7 +127,8 @@ def _linear(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
 def _transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[v["weight"].dim() - 3]
     more = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-    return function(v["input"], v["weight"], v.get("bias"), *more)
+    whole: Tensor = function(v["input"], v["weight"], v.get("bias"), *more)
+    return whole
 
 
 def _constant(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -164,9 +165,8 @@ def _rearranged(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tens
 
 
 def _elu(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    x = v["input"]
-    negative = a.get("alpha", 1.0) * torch.expm1(a.get("input_scale", 1.0) * x.clamp(max=0.0))
-    return a.get("scale", 1.0) * (F.relu(x) + negative)
+    alpha, outer, inner = (float(a.get(name, 1.0)) for name in ("alpha", "scale", "input_scale"))
+    return outer * (F.relu(v["input"]) + alpha * torch.expm1(inner * v["input"].clamp(max=0.0)))
 
 
 RULES: Final[dict[str, Rule]] = {

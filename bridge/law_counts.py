@@ -42,7 +42,8 @@ class Count:
     def __post_init__(self) -> None:
         self.refuted: set[int] = set()
         self.growth = Growth()
-        self.space: Echelon | FloatSpace = Echelon(self.parameters, prime) if (prime := self.sampling.prime) else FloatSpace(self.parameters)
+        prime = self.sampling.prime
+        self.space: Echelon | FloatSpace = Echelon(self.parameters, prime) if prime else FloatSpace(self.parameters)
 
     @cached_property
     def parameters(self) -> int:
@@ -83,8 +84,9 @@ class Count:
         """Draw brackets until the two counts meet or nothing new is found. Charges that a field moves are refuted on the way."""
         exact = self.sampling.prime is not None
         self._refute(self._draw(0, 0, 4)[0])
-        spare = 2 if exact else 10
-        self.growth = grow(self._checked, self.space, self.parameters - self.found, spare=spare, at_once=self._at_once)
+        target = self.parameters - self.found
+        spare = 2 if exact else 10 + target // 2  # singular values of random rows are clearer when there are more
+        self.growth = grow(self._checked, self.space, target, spare=spare, at_once=self._at_once)
 
     @property
     def _at_once(self) -> int:

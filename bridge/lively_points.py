@@ -1,7 +1,7 @@
 """A point at which as many pieces as possible change with the input.
 
-A ReLU that is closed (or open) for every input near a point makes the network there simpler than it is: it has more laws near that point than
-laws that hold everywhere. Any point gives a true upper bound; this one a good one.
+A ReLU that is closed (or open) for every input near a point makes the network there simpler than it is: near that point it has more laws
+than hold everywhere. Any point gives a true upper bound; this one a good one.
 """
 
 from __future__ import annotations

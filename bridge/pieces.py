@@ -66,7 +66,8 @@ def _extreme(sign: int) -> Piece:
 
 
 def _leaky(v: Values, a: Attributes, shape: Shape, g: Tensor) -> Tensor:
-    return v["input"] * (g + (1 - g) * a.get("slope", 0.01))
+    slope: float = a.get("slope", 0.01)
+    return v["input"] * (g + (1 - g) * slope)
 
 
 def _prelu(v: Values, a: Attributes, shape: Shape, g: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def _bounded(low: float | None, high: float | None, value: Callable[[Tensor, Ten
     """Three pieces; the pattern has two layers, inside and above."""
 
     def bounds(a: Attributes) -> list[tuple[float, int]]:
-        found = ((low, high) if value or (low, high) != (None, None) else (a.get("min"), a.get("max")))
+        found = (low, high) if value or (low, high) != (None, None) else (a.get("min"), a.get("max"))
         return [(-torch.inf if found[0] is None else found[0], 0), (torch.inf if found[1] is None else found[1], 1)]
 
     def pattern(v: Values, a: Attributes, shape: Shape) -> Tensor:

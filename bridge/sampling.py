@@ -118,13 +118,14 @@ class Sampling:
             part, end = self._several(f"{level}.{place}", first, count)
             parts.append(part)
             after = max(after, end)
-        sample = parts[-1]
+        sample: Any = parts[-1]
         for part in reversed(parts[:-1]):
             sample = (part, sample)
         return sample, after
 
     def _several(self, place: str, first: int, count: int) -> tuple[dict[str, Any], int]:
-        found, kept, number = not self.pieces or self.gates == "free" or self.prime is None, [], first
+        found, number = not self.pieces or self.gates == "free" or self.prime is None, first
+        kept: list[dict[str, Any]] = []
         while len(kept) < count:
             if number - first > TRIES * count:
                 raise Unevaluable(

@@ -14,7 +14,13 @@ Values = Mapping[str, Tensor]
 
 
 def windows(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], sizes: Sequence[int], fill: float = 0.0
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    sizes: Sequence[int],
+    fill: float = 0.0,
 ) -> Tensor:
     """All windows along the last axes.
 
@@ -59,10 +65,9 @@ def convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tens
     n = weight.dim() - 2
     kernel, stride, dilation = list(weight.shape[2:]), _every(a["stride"], n), _every(a["dilation"], n)
     found = windows(x, kernel, stride, _front(a["padding"], kernel, dilation), dilation, shape[-n:])
-    lead = found.unflatten(-n - 1, (groups, -1)).flatten(-n)  # kernel, (batch), group, channel, positions
-    split = weight.unflatten(0, (groups, -1)).flatten(3)  # group, out, channel, kernel
-    y = torch.einsum("k...gcp,gock->...gop", lead, split)
-    y = y.flatten(-3, -2).unflatten(-1, shape[-n:])
+    lead = found.reshape([*found.shape[: -n - 1], groups, weight.shape[1], -1])  # kernel, (batch), group, channel, positions
+    split = weight.reshape([groups, -1, weight.shape[1], len(found)])  # group, out, channel, kernel
+    y: Tensor = torch.einsum("k...gcp,gock->...gop", lead, split).reshape(shape)
     return y + v["bias"].reshape([-1, *[1] * n]) if "bias" in v else y
 
 
