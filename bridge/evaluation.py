@@ -8,7 +8,7 @@ it, and an operation that needs them is refused rather than guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -65,12 +65,13 @@ def evaluate(
     >>> evaluate(graph, {"w": torch.ones(1, 2)}, [torch.eye(3, 2)])["y"].flatten()
     tensor([1., 1., 0.])
     """
-    remaining = iter(()) if isinstance(inputs, Mapping) else iter(inputs)
+    given: Values = inputs if isinstance(inputs, Mapping) else {}
+    remaining: Iterator[Tensor] = iter(()) if isinstance(inputs, Mapping) else iter(inputs)
     values: dict[str, Tensor] = {}
     for node in graph.topological_order():
         operation = graph.nodes[node]["operation"]
-        if isinstance(inputs, Mapping) and node in inputs:
-            values[node] = inputs[node]
+        if node in given:
+            values[node] = given[node]
         elif operation == "input":
             values[node] = next(remaining)
         elif operation not in LOSSES:
