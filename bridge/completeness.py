@@ -13,7 +13,8 @@ From below. The gradients of the derived charges at the same point, independent 
 Where the two meet, the count is a theorem: every other law, of whatever form, is a function of these. Pieces (ReLU, maxima) are those that
 inputs give at the point, so nothing is assumed but that any input may occur. Where such pieces do not suffice, free ones are taken, as in
 the path-lifting of marcotte2023abide: then the count is proved for laws of the path-lifting, which are those of the network if its data
-reach every pattern. Networks that are no polynomials are counted in float64, at two points, with the spectral gap reported.
+reach every pattern. Networks that are no polynomials are counted in float64, at two points, with the spectral gap reported; so are modules
+whose graph does not hold all that they compute with (masks, tables), by running the module itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import nn
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.law_verdict import Completeness, Mode, verdict
+from noetherflow.bridge.live_sampling import live_samplings
 from noetherflow.bridge.lively_points import lively_seeds
 from noetherflow.bridge.sampling import Gates, Sampling
 from noetherflow.bridge.trace import Loss, trace
@@ -52,8 +54,8 @@ def completeness(
     Parameters
     ----------
     model : nn.Module or ArchitectureGraph
-        Small: D up to 6,000 where the count is exact, 1,200 where it is not. The graph is what is evaluated, at points of its own: the
-        module's weights do not matter.
+        Small: D up to 6,000 where the count is exact, 1,200 where it is not. The graph is what is evaluated, at points of its own (a module
+        is run only where its graph does not hold enough): its weights do not matter.
     *example_inputs, loss, kwargs
         As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
     laws : sequence of Law, optional
@@ -73,7 +75,7 @@ def completeness(
     ModelError
         The network is too large.
     Unevaluable
-        The graph does not hold what is needed to compute an operation.
+        The graph does not hold what is needed to compute an operation, and there is no module.
 
     Examples
     --------
@@ -90,10 +92,22 @@ def completeness(
     standing = [law for law in every if not law.symmetry.breaking]
     broken = tuple(law.name for law in every if law.symmetry.breaking)
     try:
-        counts = [_exact(graph, standing, seed)]
-    except NotPolynomial as err:
-        counts = _numerical(graph, standing, seed, err)
+        counts = _of_graph(graph, standing, seed)
+    except Unevaluable:
+        if isinstance(model, ArchitectureGraph) or not (loss is None or isinstance(loss, str)):
+            raise
+        _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
+        counts = [counted(s, standing) for s in live_samplings(graph, (f"{seed}", f"{seed}.1"), model, example_inputs, kwargs)]
     return verdict(graph, counts, broken, given=laws is not None)
+
+
+def _of_graph(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> list[Count]:
+    """Exactly if the network is a polynomial on each of its pieces, else in float64 at two points."""
+    try:
+        return [_exact(graph, laws, seed)]
+    except NotPolynomial as err:
+        _check_sizes(graph, "numerical", f": {err}")
+    return [counted(Sampling(graph, point, "realised", None), laws) for point in lively_seeds(graph, f"{seed}", None, 2)]
 
 
 def _exact(graph: ArchitectureGraph, laws: Sequence[Law], seed: int) -> Count:
@@ -122,11 +136,6 @@ def _modulo(graph: ArchitectureGraph, laws: Sequence[Law], seed: str, gates: Gat
         except ContractionTooLong:
             continue
     return counted(Sampling(graph, seed, gates, PRIMES[-1]), laws)
-
-
-def _numerical(graph: ArchitectureGraph, laws: Sequence[Law], seed: int, why: NotPolynomial) -> list[Count]:
-    _check_sizes(graph, "numerical", f": {why}")
-    return [counted(Sampling(graph, point, "realised", None), laws) for point in lively_seeds(graph, f"{seed}", None, 2)]
 
 
 def counted(sampling: Sampling, laws: Sequence[Law]) -> Count:

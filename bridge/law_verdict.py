@@ -12,6 +12,7 @@ from torch import Tensor
 import noetherflow
 from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.law_counts import Count
+from noetherflow.bridge.live_sampling import LiveSampling
 from noetherflow.bridge.missing_laws import described, missing_directions
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -19,13 +20,13 @@ Mode = Literal["proved", "numerical"]
 
 GAP: Final = 1e10
 RECIPE: Final = (
-    "Word k of a label is bytes 4k to 4k+3 of its SHAKE-256, little-endian; a word u gives u mod 198, less 99, plus one if that is not "
-    "negative, over 64 (modulo the prime: times the inverse of 64). Parameter P has the label SEED/P. Tensor T in place j of the brackets "
-    "of level l has SEED/l.j/T for all samples one after the other, T an input node or w:NODE, the cotangent of what a loss sees. A "
-    "level-l bracket is [V_0, [V_1, ... V_l]] with [X, Y] = DY.X - DX.Y and V_j the gradient of the sum of cotangent times output. Where the graph "
-    "has ReLUs, maxima or dropout, a sample is a sum over six inputs, with the pieces that hold at the point (samples with an unclear sign "
-    "are passed over) or, if gates are 'free', any. Under a cross-entropy the last cotangent along its axis is minus the sum of the "
-    "others. In float64 a word gives v = u / 2^31 - 1, then the sign of v times (0.3 + |v|)."
+    "Word k of a label is bytes 4k to 4k+3 of its SHAKE-256, little-endian; a word u gives u mod 198, less 99, plus one if that is "
+    "not negative, over 64 (modulo the prime: times the inverse of 64). Parameter P has the label SEED/P. Tensor T in place j of the "
+    "brackets of level l has SEED/l.j/T for all samples one after the other, T an input node or w:NODE, the cotangent of what a loss "
+    "sees. A level-l bracket is [V_0, [V_1, ... V_l]] with [X, Y] = DY.X - DX.Y and V_j the gradient of the sum of cotangent times "
+    "output. Where the graph has ReLUs, maxima or dropout, a sample is a sum over six inputs, with the pieces that hold at the point "
+    "(samples with an unclear sign are passed over) or, if gates are 'free', any. Under a cross-entropy the last cotangent along its "
+    "axis is minus the sum of the others. In float64 a word gives v = u / 2^31 - 1, then the sign of v times (0.3 + |v|)."
 )
 
 
@@ -117,6 +118,7 @@ def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
         "broken": list(broken),
         "laws": [law.name for law in best.laws],
         "laws_given": given,
+        "evaluated": "module" if isinstance(best.sampling, LiveSampling) else "graph",
         "order": {name: list(p.shape) for name, p in best.sampling.point.items()},
         "points": [_point(c) for c in counts],
         "recipe": RECIPE,

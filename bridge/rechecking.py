@@ -24,6 +24,8 @@ def check_certificate(certificate: Certificate) -> Completeness:
     data = certificate.data
     if data.get("laws_given"):
         raise ReportError("The certificate is of laws that were given by hand, so they cannot be derived again from its graph.")
+    if data.get("evaluated") != "graph":
+        raise ReportError("The certificate is of a module whose graph does not hold all that it computes with; count its laws again.")
     try:
         graph = ArchitectureGraph.from_json(data["graph"])
         points = [(str(p["seed"]), p["gates"], p["prime"]) for p in data["points"]]

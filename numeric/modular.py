@@ -114,7 +114,8 @@ class Modulo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     --------
     >>> x = torch.tensor([[3000.0, 5.0]], dtype=torch.float64)
     >>> with Modulo(10007):
-    ...     print((x @ x.T) / 2)
+    ...     half = (x @ x.T) / 2
+    >>> half
     tensor([[-3146.]], dtype=torch.float64)
     """
 

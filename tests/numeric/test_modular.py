@@ -1,4 +1,4 @@
-"""Arithmetic modulo a prime below torch.func, elimination in it, and brackets: against exact rational arithmetic and an independent library."""
+"""Arithmetic modulo a prime below torch.func, elimination in it, and brackets: against rational arithmetic and an independent library."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_a_contraction_that_would_round_is_refused() -> None:
     with pytest.raises(ContractionTooLong), Modulo(P):
         long @ long.T
     with Modulo(PRIMES[1]):
-        assert float(long @ long.T) == long.shape[1]
+        short = long @ long.T
+    assert float(short) == long.shape[1]
     assert float(product(long, long.T.contiguous(), P)) == long.shape[1]
 
 
