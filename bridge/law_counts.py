@@ -85,7 +85,7 @@ class Count:
         exact = self.sampling.prime is not None
         self._refute(self._draw(0, 0, 4)[0])
         target = self.parameters - self.found
-        spare = 2 if exact else 10 + target // 2  # singular values of random rows are clearer when there are more
+        spare = 2 if exact else 10 + target  # singular values of random rows are clearer when there are more
         self.growth = grow(self._checked, self.space, target, spare=spare, at_once=self._at_once)
 
     @property

@@ -214,12 +214,18 @@ class Sampling:
 
     @cached_property
     def _rows(self) -> int:
-        """What index inputs stay below: the rows of the smallest table that is read."""
-        nodes = [d for _, d in self.graph.nodes(data=True) if d["operation"] == "embedding"]
-        tables = [int(self.graph.parameters[d["parameters"]["weight"]].shape[0]) for d in nodes if "weight" in d["parameters"]]
-        if not tables:
+        """What index inputs stay below: the rows of the smallest table that reads one, also through operations on indices."""
+        nodes = self.graph.nodes
+        todo = [n for n, d in nodes(data=True) if d["operation"] == "input" and "float" not in d["dtype"]]
+        reached: set[str] = set()
+        while todo:
+            new = set(self.graph.successors(todo.pop())) - reached
+            reached |= new
+            todo += [n for n in new if "float" not in nodes[n]["dtype"]]
+        tables = [nodes[n]["parameters"].get("weight") for n in reached if nodes[n]["operation"] == "embedding"]
+        if not any(tables):
             raise Unevaluable("The graph has an input of integers, and no embedding that says how large they may be.")
-        return min(tables)
+        return min(int(self.graph.parameters[name].shape[0]) for name in tables if name)
 
     def _cotangent(self, label: str, node: str, axis: int | None, first: int, count: int) -> Tensor:
         shape = (count, self.summed, *self.graph.nodes[node]["shape"])
