@@ -63,7 +63,8 @@ def completeness(
     laws : sequence of Law, optional
         To be checked in place of those that `noetherflow.derive` finds.
     without_eps : bool
-        Count for eps = 0 in every normalisation; else eps is what the graph says, and laws that it breaks are none.
+        Count for eps = 0 in every normalisation (of a module that is run: in every layer with Norm in its name); else eps is what the
+        graph says, and laws that it breaks are none.
     seed : int
 
     Returns
@@ -100,7 +101,7 @@ def completeness(
             raise
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
-        counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs), standing)
+        counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing)
     return verdict(graph, counts, broken, given=laws is not None)
 
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from noetherflow.bridge.sampling import Sampling
 from noetherflow.numeric import hashed
 from noetherflow.numeric.brackets import Params
 from noetherflow.symbolic.graph import ArchitectureGraph
+
+EPS: Final = ("eps", "variance_epsilon")
+SMALL: Final = 1e-30  # torch refuses zero in some places
 
 
 @dataclass(frozen=True)
@@ -91,22 +94,25 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, b
     return BLOCKS["layer_norm"](slots, {"dims": len(shape), "eps": eps}, tuple(x.shape))
 
 
-def live_copy(module: nn.Module) -> nn.Module:
-    """The module in float64, with nothing in it that is drawn or kept from batch to batch."""
+def live_copy(module: nn.Module, *, without_eps: bool) -> nn.Module:
+    """The module in float64, with nothing in it that is drawn or kept from batch to batch; if asked, its norms' eps are next to zero."""
     copy = deepcopy(module).double()
     if copy.training:
         replace_all_batch_norm_modules_(copy)
     for part in copy.modules():
         if "Dropout" in type(part).__name__:
             part.eval()
+        for name in EPS if without_eps and "Norm" in type(part).__name__ else ():
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, SMALL)
     return copy
 
 
 def live_samplings(
-    graph: ArchitectureGraph, seeds: Sequence[str], module: nn.Module, example: Sequence[Any], kwargs: Any
+    graph: ArchitectureGraph, seeds: Sequence[str], module: nn.Module, example: Sequence[Any], kwargs: Any, *, without_eps: bool
 ) -> list[LiveSampling]:
     """One for each seed."""
-    copy = live_copy(module)
+    copy = live_copy(module, without_eps=without_eps)
     return [LiveSampling(graph, seed, module=copy, example=tuple(example), kwargs=dict(kwargs or {})) for seed in seeds]
 
 

@@ -152,6 +152,22 @@ def test_laws_that_eps_breaks_are_none_until_eps_is_zero() -> None:
     assert (bare.laws_found, bare.laws_possible, bare.complete, bare.broken) == (1, 1, True, ())
 
 
+LIVE = {"attention_rotary": 24, "llama": 20, "routed_top_1": 10}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_modules_whose_graph_does_not_hold_enough_are_run(name: str) -> None:
+    torch.manual_seed(0)
+    small = dataclasses.replace(TABLE[name], batch=4)
+    graph = nf.trace(small.build(), small.inputs(), loss=small.loss)
+    found = count(TABLE[name], without_eps=True)
+    assert (found.laws_found, found.laws_possible, found.complete) == (LIVE[name], LIVE[name], True)
+    with pytest.raises(Unevaluable):
+        nf.completeness(graph)
+    with pytest.raises(ReportError, match="count its laws again"):
+        nf.check_certificate(found.certificate)
+
+
 # --- wrong siblings
 
 
