@@ -9,7 +9,7 @@ it, and an operation that needs them is refused rather than guessed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def evaluate(
     >>> evaluate(graph, {"w": torch.ones(1, 2)}, [torch.eye(3, 2)])["y"].flatten()
     tensor([1., 1., 0.])
     """
-    given: Values = inputs if isinstance(inputs, Mapping) else {}
+    given = cast(Values, inputs) if isinstance(inputs, Mapping) else {}
     remaining: Iterator[Tensor] = iter(()) if isinstance(inputs, Mapping) else iter(inputs)
     values: dict[str, Tensor] = {}
     for node in graph.topological_order():

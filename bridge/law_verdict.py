@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib import metadata
 from typing import Any, Final, Literal
 
 from torch import Tensor
 
-import noetherflow
 from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.live_sampling import LiveSampling
@@ -105,7 +105,7 @@ def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
     names = tuple(best.laws[i].name for i in refuted)
     data = {
         "format": FORMAT,
-        "noetherflow": noetherflow.__version__,
+        "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
         "claim": f"{best.found} independent conservation laws are derived; at most {best.possible} exist that hold for every data set.",
         "mode": mode,
         "assumption": assumption,

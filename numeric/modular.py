@@ -59,7 +59,7 @@ def reduced(x: Tensor, prime: int) -> Tensor:
     """Balanced residues of exact integers below 2^53, in place.
 
     >>> reduced(torch.tensor([9.0, -9.0, 3.0], dtype=torch.float64), 7)
-    tensor([2., -2., 3.], dtype=torch.float64)
+    tensor([ 2., -2.,  3.], dtype=torch.float64)
     """
     return x.sub_(torch.round(x * (1.0 / prime)).mul_(prime))
 
@@ -116,7 +116,7 @@ class Modulo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     >>> with Modulo(10007):
     ...     half = (x @ x.T) / 2
     >>> half
-    tensor([[-3146.]], dtype=torch.float64)
+    tensor([[1866.]], dtype=torch.float64)
     """
 
     def __init__(self, prime: int) -> None:

@@ -77,7 +77,7 @@ def test_what_is_no_polynomial_is_refused(function: object) -> None:
 def test_a_contraction_that_would_round_is_refused() -> None:
     long = torch.ones(1, length_limit(P) + 5, dtype=torch.float64)
     with pytest.raises(ContractionTooLong), Modulo(P):
-        long @ long.T
+        _ = long @ long.T
     with Modulo(PRIMES[1]):
         short = long @ long.T
     assert float(short) == long.shape[1]
