@@ -77,7 +77,8 @@ class Certificate:
             raise ReportError(f"Certificate format {data.get('format')} found, {FORMAT} expected; write it again with this version.")
         if found.digest != digest:
             raise ReportError(
-                f"The certificate was changed after it was written: its contents have the digest {found.digest[:16]}..., it says {digest[:16]}....",
+                f"The certificate was changed after it was written: the digest of its contents is {found.digest[:16]}..., "
+                f"it says {str(digest)[:16]}.... Write it again with certificate.save.",
                 digest=found.digest,
             )
         return found

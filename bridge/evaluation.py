@@ -8,8 +8,8 @@ it, and an operation that needs them is refused rather than guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -65,12 +65,13 @@ def evaluate(
     >>> evaluate(graph, {"w": torch.ones(1, 2)}, [torch.eye(3, 2)])["y"].flatten()
     tensor([1., 1., 0.])
     """
-    remaining = iter(()) if isinstance(inputs, Mapping) else iter(inputs)
+    given = cast(Values, inputs) if isinstance(inputs, Mapping) else {}
+    remaining: Iterator[Tensor] = iter(()) if isinstance(inputs, Mapping) else iter(inputs)
     values: dict[str, Tensor] = {}
     for node in graph.topological_order():
         operation = graph.nodes[node]["operation"]
-        if isinstance(inputs, Mapping) and node in inputs:
-            values[node] = inputs[node]
+        if node in given:
+            values[node] = given[node]
         elif operation == "input":
             values[node] = next(remaining)
         elif operation not in LOSSES:
@@ -127,7 +128,8 @@ def _linear(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
 def _transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[v["weight"].dim() - 3]
     more = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-    return function(v["input"], v["weight"], v.get("bias"), *more)
+    whole: Tensor = function(v["input"], v["weight"], v.get("bias"), *more)
+    return whole
 
 
 def _constant(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -164,9 +166,8 @@ def _rearranged(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tens
 
 
 def _elu(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    x = v["input"]
-    negative = a.get("alpha", 1.0) * torch.expm1(a.get("input_scale", 1.0) * x.clamp(max=0.0))
-    return a.get("scale", 1.0) * (F.relu(x) + negative)
+    alpha, outer, inner = (float(a.get(name, 1.0)) for name in ("alpha", "scale", "input_scale"))
+    return outer * (F.relu(v["input"]) + alpha * torch.expm1(inner * v["input"].clamp(max=0.0)))
 
 
 RULES: Final[dict[str, Rule]] = {

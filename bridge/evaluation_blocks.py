@@ -38,7 +38,8 @@ def _trailing_norm(*, centre: bool) -> Rule:
 
 
 def _group_norm(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    split = v["input"].unflatten(1, (a["groups"], -1))
+    x = v["input"]
+    split = x.reshape([x.shape[0], a["groups"], -1, *x.shape[2:]])
     whole = _unit(split, range(2, split.dim()), a["eps"]).reshape(shape)
     channels = [-1 if d == 1 else 1 for d in range(len(shape))]
     whole = whole * v["weight"].reshape(channels) if "weight" in v else whole
@@ -53,7 +54,8 @@ def _unit_norm(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tenso
 def _weight_norm(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     direction = v["direction"]
     others = [d for d in range(direction.dim()) if d != a["dim"]]
-    return v["magnitude"] * direction * (direction * direction).sum(others, keepdim=True) ** -0.5
+    whole: Tensor = v["magnitude"] * direction * (direction * direction).sum(others, keepdim=True) ** -0.5
+    return whole
 
 
 def _attention(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -61,7 +63,7 @@ def _attention(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tenso
     q, k, value = v["query"], v["key"], v["value"]
     if a["grouped"]:
         k, value = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, value))
-    scale = q.shape[-1] ** -0.5 if a["scale"] is None else a["scale"]
+    scale: float = q.shape[-1] ** -0.5 if a["scale"] is None else a["scale"]
     scores = q @ k.mT * scale
     if "mask" in v:
         scores = scores + v["mask"] if v["mask"].is_floating_point() else scores.masked_fill(~v["mask"], -torch.inf)
@@ -73,10 +75,11 @@ def _attention(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tenso
 def _rotary(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     """(a, b) becomes (a cos - b sin, b cos + a sin); a table of full width repeats over the pair."""
     axis = -2 if a["pairing"] == "halves" else -1
-    split = (2, shape[-1] // 2) if a["pairing"] == "halves" else (shape[-1] // 2, 2)
-    first, second = v["input"].unflatten(-1, split).unbind(axis)
-    tables = [t if t.shape[-1] == shape[-1] // 2 else t.unflatten(-1, split).select(axis, 0) for t in (v["cosine"], v["sine"])]
-    cosine, sine = tables
+    split = [2, shape[-1] // 2] if a["pairing"] == "halves" else [shape[-1] // 2, 2]
+    first, second = v["input"].reshape([*shape[:-1], *split]).unbind(axis)
+    cosine, sine = (
+        t if t.shape[-1] == shape[-1] // 2 else t.reshape([*t.shape[:-1], *split]).select(axis, 0) for t in (v["cosine"], v["sine"])
+    )
     return torch.stack([first * cosine - second * sine, second * cosine + first * sine], axis).flatten(-2)
 
 

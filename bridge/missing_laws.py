@@ -33,8 +33,9 @@ def missing_directions(count: Count) -> tuple[dict[str, Tensor], ...]:
         return tuple(_by_name(row, count.state) for row in rows)
     if space.rank + count.found >= count.coordinates:
         return ()
-    rows = _sparse(space.null_space(), count.gradients, space.prime)
-    return tuple(_by_name(torch.tensor([_lifted(x, space.prime) for x in row.tolist()], dtype=torch.float64), count.state) for row in rows)
+    found = _sparse(space.null_space(), count.gradients, space.prime)
+    lifted = (torch.tensor([_lifted(x, space.prime) for x in row.tolist()], dtype=torch.float64) for row in found)
+    return tuple(_by_name(row, count.state) for row in lifted)
 
 
 def _sparse(null: Tensor, known: Tensor, prime: int) -> list[Tensor]:
@@ -75,7 +76,8 @@ def _outside(null: Tensor, known: Tensor) -> Tensor:
         spanned = basis.Vh[basis.S > SMALL]
         null = null - (null @ spanned.T) @ spanned
     found = torch.linalg.svd(null, full_matrices=False)
-    return found.Vh[found.S > SMALL**0.5]
+    outside: Tensor = found.Vh[found.S > SMALL**0.5]
+    return outside
 
 
 def _reduced(rows: Tensor) -> Tensor:

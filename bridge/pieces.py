@@ -66,7 +66,8 @@ def _extreme(sign: int) -> Piece:
 
 
 def _leaky(v: Values, a: Attributes, shape: Shape, g: Tensor) -> Tensor:
-    return v["input"] * (g + (1 - g) * a.get("slope", 0.01))
+    slope: float = a.get("slope", 0.01)
+    return v["input"] * (g + (1 - g) * slope)
 
 
 def _prelu(v: Values, a: Attributes, shape: Shape, g: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def _bounded(low: float | None, high: float | None, value: Callable[[Tensor, Ten
     """Three pieces; the pattern has two layers, inside and above."""
 
     def bounds(a: Attributes) -> list[tuple[float, int]]:
-        found = ((low, high) if value or (low, high) != (None, None) else (a.get("min"), a.get("max")))
+        found = (low, high) if value or (low, high) != (None, None) else (a.get("min"), a.get("max"))
         return [(-torch.inf if found[0] is None else found[0], 0), (torch.inf if found[1] is None else found[1], 1)]
 
     def pattern(v: Values, a: Attributes, shape: Shape) -> Tensor:
@@ -113,14 +114,15 @@ def _lead(v: Values, a: Attributes, shape: Shape) -> Tensor:
     if len(found) == 1:
         return torch.ones_like(found[0])
     first, second = found.topk(2, 0).values.unbind(0)
-    return first - second
+    # entries that ReLUs closed are zero all around the point: which of them is the largest makes no difference
+    return torch.where(first == 0, torch.inf, first - second) if a.get("from_relu") else first - second
 
 
 _pool: Final = Piece(_chosen, lambda v, a, s, g: (pool_windows(v["input"], a, s) * g).sum(0), _lead)
 
 
-def _kept(v: Values, a: Attributes, shape: Shape) -> Tensor:
-    return torch.ones_like(v["input"])
+def _mask(v: Values, a: Attributes, shape: Shape) -> Tensor:
+    raise NotImplementedError("a random mask")
 
 
 PIECES: Final[dict[str, Piece]] = {
@@ -136,6 +138,6 @@ PIECES: Final[dict[str, Piece]] = {
     "hard_swish": _bounded(-3.0, 3.0, lambda x, inside, above: inside * x * (x + 3) / 6 + above * x),
     "max_pool": _pool,
     "adaptive_max_pool": _pool,
-    # of its masks, the one that drops nothing: it is one of those that occur
-    "dropout": Piece(_kept, lambda v, a, s, g: v["input"] * g, _kept),
+    # its pattern is drawn, never found
+    "dropout": Piece(_mask, lambda v, a, s, g: v["input"] * g / (1 - a["p"]), _mask),
 }

@@ -79,12 +79,17 @@ class Sampling:
     @cached_property
     def pieces(self) -> list[str]:
         """The nodes whose function is made of pieces."""
-        return [n for n, data in self.graph.nodes(data=True) if data["operation"] in PIECES]
+        return [n for n, data in self.graph.nodes(data=True) if data["operation"] in PIECES and data["operation"] != "dropout"]
+
+    @cached_property
+    def masks(self) -> list[str]:
+        """The nodes that drop some entries."""
+        return [n for n, data in self.graph.nodes(data=True) if data["operation"] == "dropout"]
 
     @property
     def summed(self) -> int:
         """Inputs that one sample sums over."""
-        return SUMMED if self.pieces else 1
+        return SUMMED if self.pieces or self.masks else 1
 
     def scalar(self, theta: Params, sample: dict[str, Any]) -> Tensor:
         """⟨w, F(θ; x)⟩, summed over a sample's inputs."""
@@ -92,7 +97,7 @@ class Sampling:
 
     def _one_scalar(self, theta: Params, sample: dict[str, Any]) -> Tensor:
         fixed, constants = self.held
-        values = evaluate(self.graph, theta | fixed, constants | sample["inputs"], sample.get("patterns"))
+        values = evaluate(self.graph, theta | fixed, constants | sample["inputs"], sample["patterns"])
         return torch.stack([(values[node] * sample["cotangents"][node]).sum() for node, _ in self.seen]).sum()
 
     @cached_property
@@ -117,13 +122,14 @@ class Sampling:
             part, end = self._several(f"{level}.{place}", first, count)
             parts.append(part)
             after = max(after, end)
-        sample = parts[-1]
+        sample: Any = parts[-1]
         for part in reversed(parts[:-1]):
             sample = (part, sample)
         return sample, after
 
     def _several(self, place: str, first: int, count: int) -> tuple[dict[str, Any], int]:
-        found, kept, number = not self.pieces or self.gates == "free" or self.prime is None, [], first
+        found, number = not self.pieces or self.gates == "free" or self.prime is None, first
+        kept: list[dict[str, Any]] = []
         while len(kept) < count:
             if number - first > TRIES * count:
                 raise Unevaluable(
@@ -135,8 +141,9 @@ class Sampling:
             number += wanted
             if found:
                 return self._in_arithmetic(drawn), number
-            patterns, clear = vmap(vmap(self.patterns, in_dims=(None, 0)), in_dims=(None, 0))(self.point, drawn["inputs"])
-            whole = drawn | {"patterns": patterns}
+            held = (drawn["inputs"], drawn["patterns"])
+            patterns, clear = vmap(vmap(self.patterns, in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(self.point, *held)
+            whole = drawn | {"patterns": drawn["patterns"] | patterns}
             kept += [_picked(whole, i) for i in range(wanted) if bool(clear[i].all())]
         return self._in_arithmetic(_stacked(kept)), number
 
@@ -146,29 +153,41 @@ class Sampling:
     def _residues(self, x: Tensor) -> Tensor:
         return modular.residues(x, self.prime) if self.prime and x.is_floating_point() else x
 
-    def patterns(self, point: Params, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def patterns(self, point: Params, inputs: Params, masks: Params) -> tuple[Params, Tensor]:
         """Which pieces hold at a point, and whether all are clear: in float64, on the true values of the constants."""
         parameters = point | self.fixed
-        values = evaluate(self.graph, parameters, inputs)
+        values = evaluate(self.graph, parameters, inputs, masks)
         found, clear = {}, []
         for node in self.pieces:
             data, slots = self.graph.nodes[node], slots_of(self.graph, node, values, parameters)
-            piece, details = PIECES[data["operation"]], (data["attributes"], data["shape"])
+            above = {self.graph.nodes[n]["operation"] for n in self.graph.inputs_of(node).values()}
+            piece, details = PIECES[data["operation"]], (data["attributes"] | {"from_relu": above == {"relu"}}, data["shape"])
             found[node] = piece.pattern(slots, *details)
             clear.append(piece.clear(slots, *details))
         return found, torch.stack(clear).all()
 
     def _drawn(self, label: str, first: int, count: int) -> dict[str, dict[str, Tensor]]:
         cotangents = {node: self._cotangent(f"{label}/w:{node}", node, axis, first, count) for node, axis in self.seen}
-        sample = {"inputs": self.inputs(label, first, count), "cotangents": cotangents}
-        if self.pieces and self.gates == "free":
-            sample["patterns"] = {node: self._free(f"{label}/g:{node}", node, first, count) for node in self.pieces}
-        return sample
+        drawn = {node: self._mask(f"{label}/g:{node}", node, first, count) for node in self.masks}
+        if self.gates == "free" and self.prime:
+            drawn |= {node: self._free(f"{label}/g:{node}", node, first, count) for node in self.pieces}
+        return {"inputs": self.inputs(label, first, count), "cotangents": cotangents, "patterns": drawn}
+
+    def given(self, label: str, count: int) -> tuple[Params, Params]:
+        """Inputs and masks of the first samples of a label, one behind the other."""
+        drawn = self._drawn(label, 0, count)
+        flat = [{n: x.flatten(0, 1) for n, x in drawn[part].items() if n not in self.pieces} for part in ("inputs", "patterns")]
+        return flat[0], flat[1]
 
     def inputs(self, label: str, first: int, count: int) -> dict[str, Tensor]:
         """Random values of the graph's inputs, shape (count, summed, ...)."""
         nodes = [node for node, d in self.graph.nodes(data=True) if d["operation"] == "input"]
         return {node: self._input(f"{label}/{node}", node, first, count) for node in nodes}
+
+    def _mask(self, label: str, node: str, first: int, count: int) -> Tensor:
+        """What dropout lets through: any entry or not, whatever its probability."""
+        shape = (count, self.summed, *self.graph.nodes[node]["shape"])
+        return hashed.indices(label, shape, 2, first * prod(shape[1:])).to(torch.float64)
 
     def _free(self, label: str, node: str, first: int, count: int) -> Tensor:
         """The pieces that random slots would give."""
@@ -199,12 +218,18 @@ class Sampling:
 
     @cached_property
     def _rows(self) -> int:
-        """What index inputs stay below: the rows of the smallest table that is read."""
-        nodes = [d for _, d in self.graph.nodes(data=True) if d["operation"] == "embedding"]
-        tables = [int(self.graph.parameters[d["parameters"]["weight"]].shape[0]) for d in nodes if "weight" in d["parameters"]]
-        if not tables:
+        """What index inputs stay below: the rows of the smallest table that reads one, also through operations on indices."""
+        nodes = self.graph.nodes
+        todo = [n for n, d in nodes(data=True) if d["operation"] == "input" and "float" not in d["dtype"]]
+        reached: set[str] = set()
+        while todo:
+            new = set(self.graph.successors(todo.pop())) - reached
+            reached |= new
+            todo += [n for n in new if "float" not in nodes[n]["dtype"]]
+        tables = [nodes[n]["parameters"].get("weight") for n in reached if nodes[n]["operation"] == "embedding"]
+        if not any(tables):
             raise Unevaluable("The graph has an input of integers, and no embedding that says how large they may be.")
-        return min(tables)
+        return min(int(self.graph.parameters[name].shape[0]) for name in tables if name)
 
     def _cotangent(self, label: str, node: str, axis: int | None, first: int, count: int) -> Tensor:
         shape = (count, self.summed, *self.graph.nodes[node]["shape"])

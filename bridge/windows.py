@@ -14,7 +14,13 @@ Values = Mapping[str, Tensor]
 
 
 def windows(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], sizes: Sequence[int], fill: float = 0.0
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    sizes: Sequence[int],
+    fill: float = 0.0,
 ) -> Tensor:
     """All windows along the last axes.
 
@@ -59,10 +65,9 @@ def convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tens
     n = weight.dim() - 2
     kernel, stride, dilation = list(weight.shape[2:]), _every(a["stride"], n), _every(a["dilation"], n)
     found = windows(x, kernel, stride, _front(a["padding"], kernel, dilation), dilation, shape[-n:])
-    lead = found.unflatten(-n - 1, (groups, -1)).flatten(-n)  # kernel, (batch), group, channel, positions
-    split = weight.unflatten(0, (groups, -1)).flatten(3)  # group, out, channel, kernel
-    y = torch.einsum("k...gcp,gock->...gop", lead, split)
-    y = y.flatten(-3, -2).unflatten(-1, shape[-n:])
+    lead = found.reshape([*found.shape[: -n - 1], groups, weight.shape[1], -1])  # kernel, (batch), group, channel, positions
+    split = weight.reshape([groups, -1, weight.shape[1], len(found)])  # group, out, channel, kernel
+    y: Tensor = torch.einsum("k...gcp,gock->...gop", lead, split).reshape(shape)
     return y + v["bias"].reshape([-1, *[1] * n]) if "bias" in v else y
 
 
@@ -77,18 +82,18 @@ def average_pool(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Ten
 
 def _divisor(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], entries: int) -> int:
     """What the sum over a window is divided by, if that is one number for all windows."""
-    n = a["dims"]
-    inside = windows(torch.ones(x.shape[-n:], dtype=x.dtype), *_sizes(a), shape[-n:]).sum(0)
-    least, most = int(inside.min()), int(inside.max())
     if a.get("divisor"):
         return int(a["divisor"])
-    ends = zip(x.shape[-n:], shape[-n:], *_sizes(a), strict=True)
-    over = any((size - 1) * s + k > length + 2 * p for length, size, k, s, p, _ in ends)
-    if a["uniform"] and least == most:
-        return most
-    if a["uniform"] or over:
+    n, divisor, over = a["dims"], 1, False
+    for length, size, k, s, p, d in zip(x.shape[-n:], shape[-n:], *_sizes(a), strict=True):
+        inside = {sum(0 <= i * s + o * d - p < length for o in range(k)) for i in range(size)}
+        if a["uniform"] and len(inside) > 1:
+            raise NotImplementedError("windows of different sizes")
+        divisor *= inside.pop()
+        over = over or (size - 1) * s + k > length + 2 * p
+    if not a["uniform"] and over:
         raise NotImplementedError("windows of different sizes")
-    return entries
+    return divisor if a["uniform"] else entries
 
 
 def pool_windows(x: Tensor, a: Mapping[str, Any], shape: tuple[int, ...], fill: float = 0.0) -> Tensor:

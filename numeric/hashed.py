@@ -27,7 +27,7 @@ def words(label: str, count: int, first: int = 0) -> np.ndarray[tuple[int], np.d
 
 
 def sixtyfourths(label: str, shape: Sequence[int], first: int = 0) -> Tensor:
-    """Multiples of 1/64 between -99/64 and 99/64 without zero, as float64: word u gives u mod 198, less 99, and one more from zero on, over 64.
+    """Multiples of 1/64 from -99/64 to 99/64 without zero, as float64: word u gives u mod 198, less 99, one more from zero on, over 64.
 
     >>> x = sixtyfourths("x", (40, 50))
     >>> x.min().item() * 64, x.max().item() * 64, bool((x == 0).any())

@@ -1,4 +1,4 @@
-"""Dimension of the Lie algebra that gradient fields generate, at one point: rows are drawn level by level until there is nothing left to find.
+"""Dimension of the Lie algebra that gradient fields generate, at one point: rows are drawn level by level until nothing is left to find.
 
 The rank of some rows is never more than the dimension, so a number of laws counted from it is never too small. It is the dimension once no
 bracket of the next length brings anything new at a generic point; that is the only thing that a measurement cannot prove.

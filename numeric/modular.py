@@ -1,11 +1,11 @@
 """Exact arithmetic modulo a prime on torch's own operations: integers held in float64, reduced behind every operation.
 
 `Modulo` is a dispatch mode. It sits below autograd and below torch.func's grad, jvp and vmap, so derivatives of any order are exact too.
-Residues are balanced, |r| <= p / 2, and a contraction of k products is exact as long as k (p / 2)^2 < 2^53; that is checked from the shapes.
+Residues are balanced, |r| <= p / 2; a contraction of k products is exact as long as k (p / 2)^2 < 2^53, which is checked from the shapes.
 A division by a number multiplies by its inverse. A number that is no integer stands for the rational that its floating-point value is.
 What is no polynomial (exp, sqrt, a quotient of tensors, a comparison) is refused.
 
-Source: own; that a rank modulo p bounds the rank over the rationals from below is elementary (a minor that is not zero modulo p is not zero).
+Source: own; that a rank modulo p bounds the rank over the rationals from below is elementary (a minor that is not 0 modulo p is not 0).
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ EXACT: Final = 2**53
 SHIFTS: Final = (6, 12, 24)  # powers of two that are tried as a common denominator
 
 # Operations that only move entries, by name without overload: nothing to reduce.
-MOVES: Final = frozenset(
-    "alias as_strided broadcast_in_dim broadcast_to cat clone constant_pad_nd copy_ detach diagonal empty empty_like expand fill_ flip "
-    "gather index index_select lift_fresh_copy movedim narrow new_empty new_empty_strided new_zeros ones_like permute repeat reshape select "
-    "slice split split_with_sizes squeeze stack t to _to_copy transpose unbind unfold unsqueeze _unsafe_view view view_of zero_ zeros "
-    "zeros_like ones full full_like _efficientzerotensor select_backward slice_backward slice_scatter select_scatter is_same_size _has_same_storage_numel tril triu "
-    "diag_embed diagonal_backward unsafe_chunk unsafe_split chunk empty_strided _reshape_alias convert_element_type "
-    "scalar_tensor new_ones new_full expand_copy view_copy".split()
-)
+# fmt: off
+MOVES: Final = frozenset({
+    "alias", "as_strided", "broadcast_in_dim", "broadcast_to", "cat", "chunk", "clone", "constant_pad_nd", "convert_element_type",
+    "copy_", "detach", "diag_embed", "diagonal", "diagonal_backward", "_efficientzerotensor", "empty", "empty_like", "empty_strided",
+    "expand", "expand_copy", "fill_", "flip", "full", "full_like", "gather", "index", "index_select", "is_same_size", "lift_fresh_copy",
+    "movedim", "narrow", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "permute",
+    "repeat", "reshape", "_reshape_alias", "scalar_tensor", "select", "select_backward", "select_scatter", "slice", "slice_backward",
+    "slice_scatter", "split", "split_with_sizes", "squeeze", "stack", "t", "to", "_to_copy", "transpose", "tril", "triu", "unbind",
+    "unfold", "unsafe_chunk", "unsafe_split", "_unsafe_view", "unsqueeze", "view", "view_copy", "view_of", "zero_", "zeros",
+    "zeros_like",
+})
+# fmt: on
 # Operations that are right modulo p once their result is reduced: sums, and products of residues.
-SUMS: Final = frozenset("add add_ sub sub_ rsub neg neg_ sum scatter_add scatter_add_ index_add index_add_ index_put index_put_".split())
-PRODUCTS: Final = frozenset("mul mul_".split())
-CONTRACTIONS: Final = frozenset("mm bmm mv dot addmm baddbmm addmv einsum".split())
+SUMS: Final = frozenset(
+    {"add", "add_", "sub", "sub_", "rsub", "neg", "neg_", "sum", "scatter_add", "scatter_add_", "index_add", "index_add_", "index_put"}
+)
+PRODUCTS: Final = frozenset({"mul", "mul_"})
+CONTRACTIONS: Final = frozenset({"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"})
 
 
 class NotPolynomial(ModelError):
@@ -53,7 +59,7 @@ def reduced(x: Tensor, prime: int) -> Tensor:
     """Balanced residues of exact integers below 2^53, in place.
 
     >>> reduced(torch.tensor([9.0, -9.0, 3.0], dtype=torch.float64), 7)
-    tensor([2., -2., 3.], dtype=torch.float64)
+    tensor([ 2., -2.,  3.], dtype=torch.float64)
     """
     return x.sub_(torch.round(x * (1.0 / prime)).mul_(prime))
 
@@ -89,7 +95,7 @@ def length_limit(prime: int) -> int:
     return (EXACT - 1) // (prime // 2 + 1) ** 2
 
 
-class Modulo(TorchDispatchMode):
+class Modulo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class has no annotations
     """Every operation inside is exact modulo a prime, or refused.
 
     Parameters
@@ -108,12 +114,13 @@ class Modulo(TorchDispatchMode):
     --------
     >>> x = torch.tensor([[3000.0, 5.0]], dtype=torch.float64)
     >>> with Modulo(10007):
-    ...     print((x @ x.T) / 2)
-    tensor([[-3146.]], dtype=torch.float64)
+    ...     half = (x @ x.T) / 2
+    >>> half
+    tensor([[1866.]], dtype=torch.float64)
     """
 
     def __init__(self, prime: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.prime = prime
         self.limit = length_limit(prime)
 

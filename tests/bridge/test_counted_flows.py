@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.certificate import Certificate
-from noetherflow.bridge.completeness import Completeness, check_certificate, completeness
+from noetherflow.bridge.completeness import completeness
 from noetherflow.bridge.counted_flows import Gradient, MirrorFlow, Momentum, dynamics_of
 from noetherflow.bridge.law_counts import Count
+from noetherflow.bridge.law_verdict import Completeness
+from noetherflow.bridge.rechecking import check_certificate
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError, ReportError, RuleError
@@ -131,7 +133,7 @@ def test_certificates_name_their_flow(flow: dict[str, object]) -> None:
     again = check_certificate(Certificate.read(found.certificate.text()))
     assert str(again) == str(found)
     other = {**found.certificate.data, "flow": {"kind": "gradient"}}
-    with pytest.raises(ReportError, match="does not hold|differ"):
+    with pytest.raises(ReportError, match="does not hold"):
         check_certificate(replace(found.certificate, data=other))
     unknown = json.loads(json.dumps({**found.certificate.data, "flow": {"kind": "sideways"}}))
     with pytest.raises(ReportError, match="flow that is not known"):
