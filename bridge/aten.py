@@ -19,11 +19,9 @@ def _unary(operation: str, **attributes: Any) -> Reader:
 
 for _name, _operation in {
     "relu": "relu",
-    "leaky_relu": "leaky_relu",
     "tanh": "tanh",
     "silu": "silu",
     "sigmoid": "sigmoid",
-    "softplus": "softplus",
     "relu6": "relu6",
     "exp": "exponential",
     "log": "logarithm",
@@ -33,9 +31,6 @@ for _name, _operation in {
     "special_erf": "error_function",
     "hardsigmoid": "hard_sigmoid",
     "hardswish": "hard_swish",
-    "elu": "elu",
-    "selu": "elu",
-    "celu": "elu",
     "mish": "mish",
     "abs": "absolute",
     "neg": "negate",
@@ -48,6 +43,27 @@ for _name, _operation in {
     "type_as": "identity",
 }.items():
     READERS[_name] = _unary(_operation)
+
+# Numbers that a function has beside its input: the gauge rules need none of them, an evaluation of the graph does.
+SELU: Final = {"alpha": 1.6732632423543772, "scale": 1.0507009873554805}
+
+
+@READERS.reads("leaky_relu")
+def _leaky_relu(a: Arguments) -> Reading:
+    return Reading("leaky_relu", {"input": a["self"]}, {"slope": a["negative_slope"]})
+
+
+@READERS.reads("softplus")
+def _softplus(a: Arguments) -> Reading:
+    return Reading("softplus", {"input": a["self"]}, {"beta": a["beta"], "threshold": a["threshold"]})
+
+
+@READERS.reads("elu", "selu", "celu")
+def _elu(a: Arguments) -> Reading:
+    if a.name == "celu":
+        return Reading("elu", {"input": a["self"]}, {"alpha": a["alpha"], "input_scale": 1 / a["alpha"]})
+    return Reading("elu", {"input": a["self"]}, SELU if a.name == "selu" else {"alpha": a["alpha"]})
+
 
 for _name, _exponent in {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}.items():
     READERS[_name] = _unary("power", exponent=_exponent)

@@ -40,9 +40,24 @@ def _pool(operation: str, dims: int, *, average: bool) -> Reader:
     def reader(a: Arguments) -> Reading:
         padded = average and any(sequence(a.get("padding", 0))) and a.get("count_include_pad", True)
         uniform = not padded and a.get("divisor_override") is None
-        return Reading(operation, {"input": a["self"]}, {"dims": dims, "uniform": uniform})
+        return Reading(operation, {"input": a["self"]}, {"dims": dims, "uniform": uniform, **_windows(a, dims)})
 
     return reader
+
+
+def _windows(a: Arguments, dims: int) -> dict[str, Any]:
+    """Sizes of a pool's windows along its last axes, which an evaluation of the graph needs; none for an adaptive one."""
+    if "kernel_size" not in a.values:
+        return {}
+
+    def every(value: Any) -> list[int]:
+        numbers = list(sequence(value))
+        return numbers if len(numbers) == dims else numbers * dims
+
+    kernel = every(a["kernel_size"])
+    given = {"stride": every(a["stride"]) if a.get("stride") else kernel, "padding": every(a["padding"])}
+    divisor = {"divisor": a["divisor_override"]} if a.get("divisor_override") else {}
+    return {"kernel": kernel, **given, "dilation": every(a.get("dilation", 1)), **divisor}
 
 
 for _d in (1, 2, 3):

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
+    from noetherflow.bridge.rechecking import check_certificate
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
     from noetherflow.bridge.unexplained import unexplained
@@ -40,6 +43,8 @@ __all__ = [
     "__version__",
     "broken_symmetries",
     "canonical",
+    "check_certificate",
+    "completeness",
     "currents",
     "data",
     "derive",
@@ -47,6 +52,7 @@ __all__ = [
     "ensembles",
     "fold_gains",
     "models",
+    "polynomial_laws",
     "rebalance",
     "rule_of",
     "rules",
@@ -66,6 +72,8 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
+        "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
+        "completeness": ("noetherflow.bridge.completeness", "completeness"),
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
@@ -73,6 +81,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "models": ("noetherflow.numeric.models", ""),
+        "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
         "rules": ("noetherflow.symbolic.rules", ""),

@@ -16,12 +16,16 @@ import torch
 from rich.console import Console
 
 import noetherflow
+from noetherflow.bridge.certificate import Certificate
+from noetherflow.bridge.completeness import completeness
+from noetherflow.bridge.law_verdict import Completeness
 from noetherflow.bridge.optimizers import rule_of
+from noetherflow.bridge.rechecking import check_certificate
 from noetherflow.bridge.sabotage import SABOTAGES
 from noetherflow.bridge.trace import trace
 from noetherflow.bridge.verify import verify
 from noetherflow.deriving import load, show
-from noetherflow.errors import DataError, NoetherflowError, ReportError, RunError
+from noetherflow.errors import DataError, ModelError, NoetherflowError, ReportError, RunError
 from noetherflow.numeric import data, models
 from noetherflow.numeric.progress import activity
 from noetherflow.numeric.report import Report
@@ -45,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _derive_options(
         commands.add_parser("derive", help="print a network's symmetries, charges and balance laws", formatter_class=_Formatter)
+    )
+    _completeness_options(
+        commands.add_parser("completeness", help="count a small network's laws, with a certificate", formatter_class=_Formatter)
     )
     report = commands.add_parser("report", help="show a stored report again", formatter_class=_Formatter)
     report.add_argument("folder", type=Path, help="folder of a verification (it holds report.json)")
@@ -102,6 +109,17 @@ def _derive_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--graph", type=Path, help="write the architecture graph here: .json or .svg")
 
 
+def _completeness_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("target", nargs="?", metavar="MODEL", help="FILE.py:FUNCTION that returns (model, inputs), or a model listed here")
+    one.add_argument("--width", type=float, default=1.0, help="factor on the widths of a listed convolutional network or the transformer")
+    one.add_argument("--batch", type=int, default=2, help="images in a batch of a listed model")
+    one.add_argument("--loss", default="none", choices=["none", "cross_entropy", "mse"], help="none: laws that hold for every loss")
+    one.add_argument("--without-eps", action="store_true", help="count for eps = 0 in every normalisation")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--certificate", type=Path, help="write a certificate here")
+    one.add_argument("--check", type=Path, metavar="FILE", help="compute a certificate again instead")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -116,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status.
     """
     chosen = parser().parse_args(arguments)
-    commands = {"verify": _verify, "derive": _derive, "report": _report, "list": _list}
+    commands = {"verify": _verify, "derive": _derive, "completeness": _completeness, "report": _report, "list": _list}
     try:
         return commands[chosen.command](chosen, Console())
     except NoetherflowError as err:
@@ -245,6 +263,33 @@ def _derive(chosen: argparse.Namespace, console: Console) -> int:
     if chosen.graph is not None:
         _write(chosen.graph, graph.to_json() if chosen.graph.suffix == ".json" else draw_svg(graph, laws.symmetries))
     return 0
+
+
+def _completeness(chosen: argparse.Namespace, console: Console) -> int:
+    if chosen.check is not None:
+        with activity(f"Computing {chosen.check} again"):
+            found = check_certificate(Certificate.load(chosen.check))
+        console.print("The certificate holds: every number was computed again.", style="bold", highlight=False)
+    elif chosen.target is None:
+        raise ModelError("Name a model (FILE.py:FUNCTION, or one of noetherflow list), or a certificate with --check.")
+    else:
+        found = _counted(chosen)
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    if chosen.certificate is not None:
+        console.print(f"The certificate: {found.certificate.save(chosen.certificate)}", highlight=False, soft_wrap=True)
+    return 0 if found.complete else 1
+
+
+def _counted(chosen: argparse.Namespace) -> Completeness:
+    if chosen.target in models.MODELS:
+        chosen.model = chosen.target
+        model, spec = _built(chosen)
+        inputs: tuple[Any, ...] = (torch.zeros(chosen.batch, spec.channels, spec.image, spec.image),)
+    else:
+        model, inputs = load(chosen.target)
+    loss = None if chosen.loss == "none" else chosen.loss
+    with activity(f"Counting the laws of {chosen.target}"):
+        return completeness(model, *inputs, loss=loss, without_eps=chosen.without_eps, seed=chosen.seed)
 
 
 def _write(path: Path, text: str) -> None:

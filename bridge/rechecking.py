@@ -1,0 +1,56 @@
+"""A certificate of completeness computed again: from its graph and its seeds, never from its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noetherflow.bridge.certificate import Certificate
+from noetherflow.bridge.completeness import counted, known_laws
+from noetherflow.bridge.counted_flows import dynamics_of
+from noetherflow.bridge.law_verdict import Completeness, verdict
+from noetherflow.bridge.sampling import Sampling
+from noetherflow.errors import ReportError
+from noetherflow.symbolic.graph import ArchitectureGraph
+
+
+def check_certificate(certificate: Certificate) -> Completeness:
+    """Compute every number of a certificate again, from its graph and seeds.
+
+    Raises
+    ------
+    ReportError
+        If a number differs, or the certificate is of laws that were given by hand.
+    """
+    data = certificate.data
+    if data.get("laws_given"):
+        raise ReportError("The certificate is of laws that were given by hand, so they cannot be derived again from its graph.")
+    if data.get("evaluated") != "graph":
+        raise ReportError("The certificate is of a module whose graph does not hold all that it computes with; count its laws again.")
+    try:
+        graph = ArchitectureGraph.from_json(data["graph"])
+        points = [(str(p["seed"]), p["gates"], p["prime"]) for p in data["points"]]
+        dynamics = dynamics_of(data["flow"])
+    except (KeyError, TypeError) as err:
+        raise ReportError(f"The certificate is not whole: {err!r}. Write it again with certificate.save.") from err
+    standing, broken = known_laws(graph, dynamics)
+    counts = [counted(Sampling(graph, s, gates, prime), standing, dynamics) for s, gates, prime in points]
+    again = verdict(graph, counts, broken, given=False)
+    differs = [key for key, value in again.certificate.data.items() if key != "versions" and not _same(value, data.get(key))]
+    if differs or not points:
+        raise ReportError(
+            f"The certificate does not hold: computed again, {differs or 'its points'} differ(s). "
+            f"It says {[data.get(k) for k in differs][:2]}, there is {[again.certificate.data[k] for k in differs][:2]}.",
+            differs=differs,
+        )
+    return again
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, gaps up to a factor of a hundred: they come from rounding."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(
+            0.01 < value[k] / other[k] < 100 if k == "gap" and value[k] and other[k] else _same(value[k], other[k]) for k in value
+        )
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_same, value, other))
+    return bool(value == other)

@@ -1,0 +1,131 @@
+"""Dimension of the Lie algebra that gradient fields generate, at one point: rows are drawn level by level until nothing is left to find.
+
+The rank of some rows is never more than the dimension, so a number of laws counted from it is never too small. It is the dimension once no
+bracket of the next length brings anything new at a generic point; that is the only thing that a measurement cannot prove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from noetherflow.errors import ModelError
+from noetherflow.numeric.functional_rank import null_space, numerical_rank
+
+MAX_LEVEL: Final = 7
+
+Draw = Callable[[int, int, int], tuple[Tensor, int]]
+"""(level, first sample, rows) -> the rows, and the sample to go on with."""
+
+
+class Space(Protocol):
+    """A row space that rows are added to."""
+
+    @property
+    def rank(self) -> int:
+        """Its dimension."""
+        ...
+
+    def add(self, rows: Tensor) -> int:
+        """Add rows; returns how many dimensions they bring."""
+        ...
+
+    def null_space(self) -> Tensor:
+        """A basis, one row each, of what every row maps to zero."""
+        ...
+
+
+class FloatSpace:
+    """A row space in float64: rank by singular values, with the gap there.
+
+    Examples
+    --------
+    >>> space = FloatSpace(2)
+    >>> space.add(torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]], dtype=torch.float64)), space.gap > 1e10
+    (1, True)
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.rows = torch.zeros(0, columns, dtype=torch.float64)
+        self.rank, self.gap = 0, torch.inf
+
+    def add(self, rows: Tensor) -> int:
+        """Add rows and measure the rank of all."""
+        before = self.rank
+        lengths = rows.norm(dim=1, keepdim=True)
+        kept = (lengths > 1e-10 * lengths.max()).flatten()
+        self.rows = torch.cat([self.rows, rows[kept] / lengths[kept]])
+        self.rank, self.gap = numerical_rank(self.rows)
+        return self.rank - before
+
+    def null_space(self) -> Tensor:
+        """An orthonormal basis."""
+        return null_space(self.rows)[0].T
+
+
+@dataclass(slots=True)
+class Growth:
+    """How the rank grew.
+
+    Attributes
+    ----------
+    steps : list of (level, first sample, rows, rank afterwards)
+    rank : int
+        A lower bound of the dimension of the Lie algebra at the point (in exact arithmetic: proved).
+    reached : bool
+        The rank is the one asked for.
+    closed : bool
+        A whole level brought nothing new.
+    """
+
+    steps: list[tuple[int, int, int, int]] = field(default_factory=list)
+    rank: int = 0
+    reached: bool = False
+    closed: bool = False
+
+
+def grow(draw: Draw, space: Space, target: int, *, spare: int, at_once: int) -> Growth:
+    """Draw brackets until their rank is `target`, or a level brings nothing.
+
+    Parameters
+    ----------
+    draw : callable
+    space : Space
+        Empty; it is filled.
+    target : int
+        The rank to reach: parameters less the laws that are known.
+    spare : int
+        Rows drawn beyond what the target needs.
+    at_once : int
+        Most rows at a time.
+
+    Examples
+    --------
+    >>> turning = lambda level, first, rows: (torch.randn(rows, 3, dtype=torch.float64) * (level < 2), first + rows)
+    >>> grow(turning, FloatSpace(3), 3, spare=2, at_once=8).reached
+    True
+    """
+    found = Growth()
+    for level in range(MAX_LEVEL + 1):
+        first, before = 0, space.rank
+        while True:
+            rows = min(at_once, target - space.rank + spare)
+            drawn, after = draw(level, first, rows)
+            if not torch.isfinite(drawn).all():
+                raise ModelError("Brackets of gradient fields are not finite at a random point.", level=level)
+            gained = space.add(drawn) if bool((drawn != 0).any()) else 0
+            found.steps.append((level, first, rows, space.rank))
+            found.rank, first = space.rank, after
+            if found.rank >= target:
+                found.reached = True
+                return found
+            if gained < rows:
+                break
+        if space.rank == before and level:
+            found.closed = True
+            return found
+    return found

@@ -1,0 +1,317 @@
+"""The number of conservation laws: proved for polynomial networks, measured for others, and refused or refuted where something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sympy as sp
+import torch
+from support.block_cases import BLOCK_CASES
+from support.cases import CASES, Case
+from torch import nn
+
+import noetherflow as nf
+from noetherflow.bridge.certificate import Certificate
+from noetherflow.bridge.evaluation import Unevaluable
+from noetherflow.bridge.law_verdict import Completeness
+from noetherflow.cli import main
+from noetherflow.errors import ModelError, ReportError
+from noetherflow.numeric.models import MLP
+from noetherflow.symbolic.graph import ArchitectureGraph
+
+TABLE = {case.name: case for case in (*CASES, *BLOCK_CASES)}
+
+
+def mlp(*widths: int, activation: str = "relu", bias: bool = True) -> ArchitectureGraph:
+    return nf.trace(MLP(list(widths), activation, bias=bias), torch.zeros(1, widths[0]))
+
+
+def count(case: Case, **options: object) -> Completeness:
+    torch.manual_seed(0)
+    small = dataclasses.replace(case, batch=4)
+    return nf.completeness(small.build(), small.inputs(), loss=small.loss, **options)
+
+
+# --- proved
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_random_linear_networks_have_the_derived_laws_only(number: int) -> None:
+    draw = random.Random(number)
+    found = nf.completeness(mlp(*(draw.randint(2, 5) for _ in range(draw.randint(3, 5))), activation="linear", bias=False))
+    assert found.complete, found
+    assert (found.mode, found.assumption) == ("proved", "")
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_random_relu_networks_have_one_law_per_hidden_unit(number: int) -> None:
+    draw = random.Random(number)
+    widths = [draw.randint(2, 9) for _ in range(draw.randint(3, 5))]
+    found = nf.completeness(mlp(*widths, bias=draw.random() < 0.5))
+    assert found.complete, found
+    assert found.mode == "proved"
+    assert found.laws_found == found.laws_possible == sum(widths[1:-1])
+
+
+def pair(n: int, r: int, m: int) -> ArchitectureGraph:
+    graph = ArchitectureGraph()
+    graph.add_parameter("first", (r, n))
+    graph.add_parameter("second", (m, r))
+    graph.add_operation("x", "input", shape=(1, n))
+    graph.add_operation("h", "linear", {"input": "x"}, {"weight": "first"}, shape=(1, r))
+    graph.add_operation("y", "linear", {"input": "h"}, {"weight": "second"}, shape=(1, m))
+    return graph
+
+
+@pytest.mark.parametrize("total", range(2, 13))
+def test_two_linear_layers_follow_the_formula_for_every_shape_up_to_six(total: int) -> None:
+    for n in range(max(1, total - 6), total // 2 + 1):
+        for r in range(1, 7):
+            found = nf.completeness(pair(n, r, total - n))
+            laws = r * (r + 1) // 2 if r <= total else total * r - total * (total - 1) // 2
+            assert (found.laws_found, found.laws_possible, found.complete) == (laws, laws, True), (n, r, total - n)
+
+
+POLYNOMIAL = {
+    "conv_relu_pool_conv": 3,
+    "conv_pool_conv": 6,
+    "grouped_conv": 8,
+    "residual_relu": 9,
+    "tied_relu_mlp": 4,
+    "frozen_middle": 1,
+    "leaky_relu_mlp": 5,
+    "dropout_between_linear": 3,
+    "relu_gate": 6,
+    "linear_shared_twice": 7,
+    "tied_by_transposition": 0,
+    "linear_pair_cross_entropy": 5,
+    "tables_multiplied_with_head": 24,
+    "low_rank_on_frozen_dropout": 6,
+}
+
+
+@pytest.mark.parametrize("name", POLYNOMIAL)
+def test_blocks_that_are_polynomials_are_proved_without_assumption(name: str) -> None:
+    found = count(TABLE[name])
+    assert (found.laws_found, found.laws_possible, found.complete) == (POLYNOMIAL[name], POLYNOMIAL[name], True)
+    assert (found.mode, found.assumption, found.gap) == ("proved", "", torch.inf)
+    assert found.parameters == found.laws_found + found.lie_dimension
+
+
+def test_attention_without_softmax_is_a_polynomial() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(i, o, bias=False) for i, o in ((3, 2), (3, 2), (3, 2), (2, 3)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.o(self.q(x) @ self.k(x).mT @ self.v(x))
+
+    found = nf.completeness(Linear(), torch.zeros(1, 4, 3))
+    assert (found.laws_found, found.complete, found.mode) == (3 + 3 + 1, True, "proved")  # QQ' - KK', VV' - O'O, |Q|² - |V|²
+
+
+def test_free_pieces_are_said_to_be_assumed() -> None:
+    """A layer of one unit behind another without biases is always open or always shut at any one point."""
+    found = nf.completeness(mlp(2, 1, 1, 2, bias=False))
+    assert (found.laws_found, found.complete) == (2, True)
+    assert "path-lifting" in found.assumption
+
+
+# --- measured
+
+
+SMOOTH = {"swiglu": 3, "attention_fused": 12, "attention_with_biases": 16, "tanh_mlp": 0, "lstm": 14, "experts": 10, "bn_pool_linear": 6}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_blocks_are_measured_at_two_points(name: str) -> None:
+    found = count(TABLE[name], without_eps=True)
+    assert (found.laws_found, found.laws_possible, found.complete) == (SMOOTH[name], SMOOTH[name], True)
+    assert found.mode == "numerical"
+    assert found.gap >= 1e10
+    assert len({p["seed"] for p in found.certificate.data["points"]}) == 2
+
+
+def test_gelu_has_no_law_at_all() -> None:
+    found = nf.completeness(mlp(3, 4, 2, activation="gelu"))
+    assert (found.laws_found, found.laws_possible, found.complete) == (0, 0, True)
+
+
+def test_laws_that_eps_breaks_are_none_until_eps_is_zero() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.RMSNorm(4, eps=0.1, elementwise_affine=False), nn.Linear(4, 2, bias=False))
+    kept, bare = (nf.completeness(model, torch.zeros(2, 3), without_eps=w) for w in (False, True))
+    assert (kept.laws_found, kept.laws_possible, kept.complete) == (0, 0, True)
+    assert kept.broken == ("scale 0.weight",)
+    assert (bare.laws_found, bare.laws_possible, bare.complete, bare.broken) == (1, 1, True, ())
+
+
+LIVE = {"attention_rotary": 24, "llama": 20, "routed_top_1": 10}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_modules_whose_graph_does_not_hold_enough_are_run(name: str) -> None:
+    torch.manual_seed(0)
+    small = dataclasses.replace(TABLE[name], batch=4)
+    graph = nf.trace(small.build(), small.inputs(), loss=small.loss)
+    found = count(TABLE[name], without_eps=True)
+    assert (found.laws_found, found.laws_possible, found.complete) == (LIVE[name], LIVE[name], True)
+    with pytest.raises(Unevaluable):
+        nf.completeness(graph)
+    with pytest.raises(ReportError, match="count its laws again"):
+        nf.check_certificate(found.certificate)
+
+
+# Laws of the two tables of cases that are not derived.
+MISSING = {
+    "two_heads_cross_entropy": 4,  # the shift of both heads at once
+    "attention_relative_causal": 20,  # entries that the mask hides
+    "routed_to_the_next_behind": 4,  # one unit of each expert more: what depends on e is not undone at e + 1
+    "post_norm_layer_norm": 1,  # |E 1|² - |Q 1|² - |K 1|² - |V 1|² of a stream that is read before its first norm
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TABLE)
+def test_every_small_architecture_has_the_derived_laws_and_no_others_but_for_those_named(name: str) -> None:
+    found = count(TABLE[name], without_eps=True)
+    assert not found.refuted
+    assert found.laws_possible - found.laws_found == MISSING.get(name, 0), found
+    assert found.complete == (name not in MISSING), found
+
+
+# --- wrong siblings
+
+
+def test_a_law_taken_away_is_missed_and_named() -> None:
+    graph = mlp(3, 4, 3, 2)
+    first, *rest = nf.derive(graph)
+    found = nf.completeness(graph, laws=rest)
+    assert not found.complete
+    assert found.laws_possible - found.laws_found == len(found.missing) == first.count
+    places = {tuple(direction) for direction in found.missing}
+    assert places == {("layers.0.weight", "layers.0.bias", "layers.1.weight")}
+    for direction in found.missing:  # one unit each: its row, its bias, its column
+        (unit,) = direction["layers.0.bias"].nonzero().flatten().tolist()
+        assert direction["layers.0.weight"].abs().sum(1).nonzero().flatten().tolist() == [unit]
+        assert direction["layers.1.weight"].abs().sum(0).nonzero().flatten().tolist() == [unit]
+    assert "layers.0.weight" in str(found)
+
+
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_a_law_with_a_wrong_sign_is_refuted(activation: str) -> None:
+    graph = mlp(3, 4, 2, activation=activation)
+    (law,) = (law for law in nf.derive(graph) if law.count)
+    first, *others = law.symmetry.actions
+    wrong = dataclasses.replace(first, weight=-first.weight) if activation == "relu" else dataclasses.replace(first, weight=sp.Integer(-1))
+    false = dataclasses.replace(law, symmetry=dataclasses.replace(law.symmetry, actions=(wrong, *others)))
+    found = nf.completeness(graph, laws=[false])
+    assert found.refuted == (false.name,)
+    assert (found.laws_found, found.complete) == (0, False)
+    assert found.laws_possible == law.count
+
+
+def test_a_smooth_network_refutes_a_law_of_its_piecewise_sibling() -> None:
+    (law,) = nf.derive(mlp(3, 4, 2))
+    found = nf.completeness(mlp(3, 4, 2, activation="gelu"), laws=[law])
+    assert found.refuted == (law.name,)
+    assert (found.laws_found, found.laws_possible, found.complete) == (0, 0, False)
+
+
+def test_a_known_gap_is_found_with_its_place() -> None:
+    """Two heads under one cross-entropy: the shift of both at once is a law that is not derived."""
+    found = count(TABLE["two_heads_cross_entropy"])
+    assert (found.laws_found, found.laws_possible, found.complete) == (5, 9, False)
+    assert {tuple(direction) for direction in found.missing} == {("a.weight", "b.weight")}
+    assert all(torch.unique(piece[piece != 0]).tolist() == [1.0] for direction in found.missing for piece in direction.values())
+
+
+def test_a_cross_entropy_sees_less_than_a_square() -> None:
+    model = MLP([3, 4, 3])
+    squares, entropy = (nf.completeness(model, torch.zeros(1, 3), loss=loss) for loss in ("mse", "cross_entropy"))
+    assert (squares.laws_found, entropy.laws_found) == (4, 4 + 4 + 1)
+    assert squares.complete
+    assert entropy.complete
+
+
+# --- certificates
+
+MODULE = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2)
+"""
+
+
+def test_a_certificate_is_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MODULE)
+    certificate = tmp_path / "deep" / "certificate.json"
+    assert main(["completeness", f"{file}:net", "--certificate", str(certificate)]) == 0
+    file.unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "noetherflow", "completeness", "--check", str(certificate)], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 laws: complete (proved)" in again.stdout
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_certificate_that_was_changed_does_not_hold(activation: str) -> None:
+    certificate = nf.completeness(mlp(2, 3, 2, activation=activation)).certificate
+    assert nf.check_certificate(Certificate.read(certificate.text())).complete
+    data = json.loads(certificate.text())
+    for key, value in (("laws_possible", 7), ("complete", False), ("parameters", 18), ("assumption", "none at all")):
+        with pytest.raises(ReportError, match="was changed"):
+            Certificate.read(json.dumps({**data, key: value}))
+        forged = Certificate({**certificate.data, key: value})  # with a new digest
+        with pytest.raises(ReportError, match=key):
+            nf.check_certificate(Certificate.read(forged.text()))
+    points = [{**p, "charges": 1} for p in certificate.data["points"]]
+    with pytest.raises(ReportError, match="points"):
+        nf.check_certificate(Certificate({**certificate.data, "points": points}))
+    other = mlp(2, 4, 2, activation=activation).to_json()
+    with pytest.raises(ReportError, match="does not hold"):
+        nf.check_certificate(Certificate({**certificate.data, "graph": other}))
+
+
+def test_certificates_that_cannot_be_checked_say_why(tmp_path: Path) -> None:
+    graph = mlp(2, 3, 2)
+    by_hand = nf.completeness(graph, laws=list(nf.derive(graph))).certificate
+    with pytest.raises(ReportError, match="by hand"):
+        nf.check_certificate(by_hand)
+    with pytest.raises(ReportError, match="not a certificate"):
+        Certificate.read("{}")
+    with pytest.raises(ReportError, match="cannot be read"):
+        Certificate.load(tmp_path / "nothing.json")
+    with pytest.raises(ReportError, match="format 0"):
+        Certificate.read(Certificate({"format": 0}).text())
+
+
+# --- what cannot be counted
+
+
+def test_what_cannot_be_counted_is_said() -> None:
+    with pytest.raises(ModelError, match=r"30,000 trainable parameters.*smaller widths"):
+        nf.completeness(mlp(100, 150, 100, activation="linear", bias=False))
+    with pytest.raises(ModelError, match=r"in float64: 'gelu' is no polynomial"):
+        nf.completeness(mlp(40, 40, 10, activation="gelu"))
+    symbolic = ArchitectureGraph()
+    symbolic.add_parameter("w", (sp.Symbol("n"), 3))
+    with pytest.raises(ModelError, match="symbolic sizes"):
+        nf.completeness(symbolic)
+    with pytest.raises(Unevaluable, match="cumprod"):
+        nf.completeness(nf.trace(nn.Sequential(nn.Linear(3, 3), Cumulated()), torch.zeros(2, 3)))
+
+
+class Cumulated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumprod(1)
