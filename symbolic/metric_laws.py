@@ -14,18 +14,19 @@ Source: own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 
 from noetherflow.errors import RuleError
 from noetherflow.symbolic.charges import is_linear
 from noetherflow.symbolic.flows import TIME
-from noetherflow.symbolic.forms import Form, Rule
+from noetherflow.symbolic.forms import THETA, Form, Rule
 from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.metric_balance import MetricBalance, MetricConstraint, derive_metric_balance, derive_metric_constraint
 from noetherflow.symbolic.metrics import ARGUMENT, Adaptive, Held, Metric, Mirror, Natural
 from noetherflow.symbolic.mirror_balance import Kind, MirrorBalance, derive_mirror_balance
+from noetherflow.symbolic.pairings import Along
 from noetherflow.symbolic.survival import Charge, Constraint, survives
 from noetherflow.symbolic.symmetries import Symmetry
 
@@ -181,7 +182,19 @@ def metric_law(symmetry: Symmetry, rule: Rule, group_of: Mapping[str, int], metr
     (form,) = forms
     outcome = survives(symmetry, metric)
     balance = _mirror_balance(form, symmetry, outcome) if form.potential is not None else _held_balance(form, symmetry, outcome)
+    balance = _turned(balance) if symmetry.rotation else balance
     return None if balance is None else MetricLaw(symmetry, rule, dict(group_of), metric, outcome, balance)
+
+
+def _turned(balance: MirrorBalance | MetricBalance | MetricConstraint | None) -> MirrorBalance | MetricBalance | MetricConstraint | None:
+    """For an antisymmetric generator ⟨ξ(θ), θ⟩ = 0: weight decay does nothing to its constraint."""
+    nothing = {Along(THETA): sp.S.Zero}
+    if isinstance(balance, MetricConstraint):
+        return replace(balance, along=balance.along.xreplace(nothing))
+    if isinstance(balance, MirrorBalance):
+        left = {name: term.xreplace(nothing) for name, term in balance.terms.items()}
+        return replace(balance, terms={name: term for name, term in left.items() if term != 0})
+    return balance
 
 
 def check_weights(metric: Mirror, group_of: Mapping[str, int], weights: Mapping[int, sp.Expr], rule: Rule) -> None:
