@@ -2,8 +2,8 @@
 
 Momentum relaxes in a few steps, which take no time in the limit: K sits at the fixed point of its own recursion. What is left of
 (Q' - Q)/η is the flow. Source: own (derived here from the discrete law, so that the two cannot disagree); the momentum factor
-(1 - τ)/(1 - μ) is that of tanaka2021noether, section 3. A buffer that gathers η g instead of g (Nesterov's with the gradient ahead) is itself
-of order η: its pairings and its K count so.
+(1 - τ)/(1 - μ) is that of tanaka2021noether, section 3. A buffer that gathers η g instead of g (Nesterov's with the gradient ahead) is
+itself of order η: its pairings and its K count so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The charge of ξ_e = c_e s(θ_e), s = θ (a scaling) or 1 (a shift), is Q = Σ c_e q(θ_e) with q' = φ'' s. One step θ → y(θ, h) has
 
-    Q' - Q = r ⟨ξ(θ), h⟩ + Σ c_e R(θ_e, h_e),        r = φ''(θ) ∂y/∂h at h = 0,        R = q(y) - q(θ) - r s(θ) h,
+    Q' - Q = r ⟨ξ(θ), h⟩ + Σ c_e R(θ_e, h_e),        r = ∂q(y)/∂h / s(θ) at h = 0,        R = q(y) - q(θ) - r s(θ) h,
 
 and invariance gives ⟨ξ, h⟩ without a gradient. r must be one number for all entries: this is what it means that the rule moves along the
 metric. R holds no first order of h; for the exact mirror step it is the Bregman divergence D_φ(θ, y), and for a shift nothing at all.
@@ -105,17 +105,16 @@ def derive_mirror_balance(form: Form, kind: Kind) -> MirrorBalance:
     (Eq(Q', -J*eta + Q - eta*lambda*Along(theta)),)
     """
     potential, followed, after = _read(form)
-    dual = sp.Lambda(ARGUMENT, sp.diff(potential, ARGUMENT))
-    rate = sp.simplify(sp.diff(dual(after), SLOPE).subs(SLOPE, 0))
-    if ARGUMENT in rate.free_symbols:
-        raise RuleError(
-            f"{form.name} does not move along the metric of the potential {potential}: its step follows {followed} in dual coordinates "
-            f"at the rate {rate}, which is no number. Give the potential that belongs to the step.",
-            rate=rate,
-        )
     scale = {"scaling": ARGUMENT, "shift": sp.S.One, "constraint": sp.S.One}[kind]
     density = sp.diff(potential, ARGUMENT) if kind != "scaling" else _density(potential)
     q = sp.Lambda(ARGUMENT, density)
+    rate = sp.simplify(sp.diff(q(after), SLOPE).subs(SLOPE, 0) / scale)
+    if ARGUMENT in rate.free_symbols:
+        raise RuleError(
+            f"{form.name} does not move along the metric of the potential {potential}: its step moves the charge along {followed} "
+            f"at the rate {rate}, which is no number. Give the potential that belongs to the step.",
+            rate=rate,
+        )
     remainder = _simplified(q(after) - density - rate * scale * SLOPE)
     terms = {DISCRETIZATION: REMAINDER if remainder != 0 else sp.S.Zero} | _first_order(form, followed, rate)
     return MirrorBalance(form, kind, followed, density, remainder, {name: term for name, term in terms.items() if term != 0})
