@@ -29,9 +29,10 @@ from support.rule_table import CASES, FAMILIES, SGD, Run, network, run  # noqa: 
 
 HEAD = """# Learning rules by families
 
-Made by `python benchmarks/rule_table.py` in {seconds:.0f} s; a thinner table is in the tests (`tests/bridge/test_rule_table.py`). One small
-network with every family: a weight before a normalisation without a gain (scale, rotation), ReLU units (rescale), two linear layers (GL(5)),
-and what cross-entropy ignores (translation). *Run*: torch.optim's own optimizer, or the textbook's step on the same gradients. {verdict}
+Made by `python benchmarks/rule_table.py` in {seconds:.0f} s; a thinner one is in the tests (`tests/bridge/test_rule_table.py`). One small
+network with every family: a weight before a normalisation without a gain (scale, rotation), ReLU units (rescale), two linear layers
+(GL(5)), and what cross-entropy ignores (translation). *Run*: torch.optim's own optimizer, or the textbook's step on the same gradients.
+{verdict}
 
 ## Exact laws
 

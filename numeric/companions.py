@@ -52,7 +52,7 @@ class Companions(torch.optim.Optimizer):
         for optimizer in optimizers:
             optimizer.state = self.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each, in order."""
         value = None if closure is None else closure()
         for optimizer in self.optimizers:

@@ -5,7 +5,8 @@
 The step is solved for θ' by SymPy from the potential; entropy gives exponentiated gradients, θ' = θ exp(-η h), for positive parameters;
 hypentropy, φ' = arsinh(θ/β), a step for parameters of either sign that is between gradient descent (large β) and exponentiated gradients.
 
-Source: nemirovski1983problem for mirror descent; ghai2020exponentiated for hypentropy; the laws are derived (`mirror_balance`).
+Source: nemirovski1983problem for mirror descent, kivinen1997exponentiated for exponentiated gradients, ghai2020exponentiated for
+hypentropy; the laws are derived (`mirror_balance`).
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class NesterovAhead(Reference):
 
 
 class ExponentiatedGradient(Reference):
-    """Equation 3 of kivinen1997exponentiated, not normalised: for positive parameters."""
+    """Exponentiated gradients that are not normalised (kivinen1997exponentiated), for positive parameters."""
 
     def step(self, params: Params, grads: Params, samples: Params) -> Params:
         v = self.values
@@ -111,7 +111,7 @@ class ExponentiatedGradient(Reference):
 
 @dataclass
 class Hypentropy(Reference):
-    """Algorithm 1 of ghai2020exponentiated: gradient descent in arsinh(θ/β)."""
+    """Gradient descent in arsinh(θ/β) (ghai2020exponentiated)."""
 
     width: float = 0.5
 

@@ -6,6 +6,7 @@ and sources only, relative to the size of what is summed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,6 +53,11 @@ class Finding:
 
     residual: float
     motion: float
+
+
+def larger(worst: float, x: float) -> float:
+    """The larger one; what is no number is larger than all."""
+    return worst if x <= worst else x if x == x else math.inf
 
 
 # --- what a law's symbols are in one step
@@ -105,11 +111,11 @@ def euclidean(run: Run, c: Charge, law: Balance) -> Finding:
         known = hyper(run, step) | sources(law, c, step)
         state = dict(zip((CHARGE, *law.momenta), evaluate([e.rhs for e in law.equations], c, step, known, state), strict=True))
         size = c.size(step.after)
-        residual = max(residual, abs(state[CHARGE] - c.value(step.after)) / size)
-        motion = max(motion, abs(c.value(step.after) - c.value(first.theta)) / size)
+        residual = larger(residual, abs(state[CHARGE] - c.value(step.after)) / size)
+        motion = larger(motion, abs(c.value(step.after) - c.value(first.theta)) / size)
         for k in law.momenta:
             b = step.buffers[law.buffer_of(k, 0).name]
-            residual = max(residual, abs(state[k] - c.along(step.after, b)) / _sizes(c, step.after, b))
+            residual = larger(residual, abs(state[k] - c.along(step.after, b)) / _sizes(c, step.after, b))
     return Finding(residual, motion)
 
 
@@ -132,7 +138,7 @@ def angular(run: Run, c: Charge, law: MomentumBalance) -> Finding:
         (carried,) = evaluate([law.equations[0].rhs], c, step, hyper(run, step), {ANGULAR: carried})
         at, x = (step.after, step.buffers[buffer[0].name]) if buffer else (step.theta, step.vectors["Delta"])
         true, size = c.along(at, x), _sizes(c, at, x)
-        residual, motion = max(residual, abs(true - carried) / size), max(motion, abs(true - start) / size)
+        residual, motion = larger(residual, abs(true - carried) / size), larger(motion, abs(true - start) / size)
     return Finding(residual, motion)
 
 
@@ -155,8 +161,8 @@ def held(run: Run, c: Charge, law: MetricBalance) -> Finding:
         wanted = [law.charge, *([law.momentum] if law.momentum is not None else []), *(e.rhs for e in law.momenta)]
         state = dict(zip(names, evaluate(wanted, c, replace(step, vectors=step.vectors | weighted), known, state), strict=True))
         true, size, before = c.value(step.after, step.metric), c.size(step.after, step.metric), step.metric
-        residual = max(residual, abs(state[METRIC_CHARGE] - true) / size)
-        motion = max(motion, abs(true - start - drift) / size)
+        residual = larger(residual, abs(state[METRIC_CHARGE] - true) / size)
+        motion = larger(motion, abs(true - start - drift) / size)
     return Finding(residual, motion)
 
 
@@ -177,7 +183,7 @@ def constraint(run: Run, c: Charge, law: MetricConstraint) -> Finding:
         d = step.vectors[law.direction.name]
         true = c.along(step.theta, d, step.metric)
         size = sum(float((v * d[n] * (step.metric or {})[n]).abs().sum()) for n, v in c.xi(step.theta).items())
-        worst = max(worst, abs(true - predicted) / size)
+        worst = larger(worst, abs(true - predicted) / size)
     return Finding(worst, 0.0)
 
 
@@ -197,8 +203,8 @@ def mirror(run: Run, c: Charge, law: MirrorBalance) -> Finding:
             size = summed(c, law, step.theta, lambda x, n, after=after: slope(after[n].numpy(), 0, 0) - slope(x, 0, 0), absolute=True)
         else:
             true, size = (summed(c, law, after, lambda x, n: q(x, 0, 0), absolute=a) for a in (False, True))
-            motion = max(motion, abs(true - start) / size)
-        residual = max(residual, abs(carried - true) / size)
+            motion = larger(motion, abs(true - start) / size)
+        residual = larger(residual, abs(carried - true) / size)
     return Finding(residual, motion)
 
 

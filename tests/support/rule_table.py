@@ -173,10 +173,11 @@ def from_rest(case: Case, steps: int, rate: float) -> Run:
 
 
 def _kick(reference: Reference, form: Form, theta: Params) -> None:
+    """Averages lose a part of each entry: they are those of no run from rest, and no variance becomes negative."""
     generator = torch.Generator().manual_seed(2)
     for before, _ in structure(form).buffers:
-        size = max(float(x.abs().mean()) for x in reference.buffer(before.name, theta).values())
-        reference.kick(before.name, {n: size * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in theta.items()})
+        held = reference.buffer(before.name, theta)
+        reference.kick(before.name, {n: -0.7 * torch.rand(b.shape, generator=generator, dtype=b.dtype) * b for n, b in held.items()})
 
 
 def recorded(reference: Reference, form: Form, theta: Params, g: Params, samples: Params) -> Step:
