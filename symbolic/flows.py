@@ -45,7 +45,7 @@ def counted(balance: Balance, expression: sp.Expr) -> sp.Expr:
     """An expression in which every pairing of a buffer that is of order η^p by itself has its power of η written out."""
     if len(balance.forms) > 1:
         return expression
-    (form,) = balance.forms
+    form = balance.forms[0]
     powers = _powers(form)
     table = {pair: form.rate ** sum(powers.get(v, 0) for v in pair.args) * pair for pair in expression.atoms(Inner)}
     return expression.xreplace(table)

@@ -205,10 +205,12 @@ def batches(model: nn.Module, steps: int, *, fixed: bool = False) -> Iterator[tu
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
 
+    def drawn() -> tuple[Tensor, Tensor]:
+        return torch.randn(12, 5, generator=generator, dtype=torch.float64), torch.randint(0, 3, (12,), generator=generator)
+
+    first = drawn()
     for number in range(steps):
-        if not (fixed and number):
-            x = torch.randn(12, 5, generator=generator, dtype=torch.float64)
-            y = torch.randint(0, 3, (12,), generator=generator)
+        x, y = first if fixed or not number else drawn()
         yield (
             lambda at, x=x, y=y: grad(loss)(at, x, y),
             lambda at, x=x, y=y: vmap(grad(lambda p, a, b: loss(p, a[None], b[None])), (None, 0, 0))(at, x, y),
