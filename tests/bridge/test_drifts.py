@@ -165,7 +165,7 @@ def test_a_stationary_ensemble_meets_the_condition_with_momentum() -> None:
     """E[loss · Q] = E[gain] in a stationary state of real runs: charges, gradients, noise and buffers fluctuate, their means agree."""
     rule = "momentum"
     world, options = World("linear", rule, replace=True, warmup=0), {**RULES[rule], "lr": 0.02, "weight_decay": 0.05}
-    family, runs = world.law.symmetry, variants(seed=range(150), **options)
+    family, runs = world.law.symmetry, variants(seed=range(450), **options)
     ensemble = Ensemble(lambda v: nf.models.MLP(*MODELS["linear"]), nn.functional.mse_loss, runs)
     shapes = {name: p.shape for name, p in ensemble.parameters(0).items()}
     rows, columns = torch.triu_indices(3, 3)
