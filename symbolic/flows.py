@@ -43,7 +43,7 @@ def gradient_flow(balance: Balance) -> sp.Eq:
 
 def counted(balance: Balance, expression: sp.Expr) -> sp.Expr:
     """An expression in which every pairing of a buffer that is of order η^p by itself has its power of η written out."""
-    if len(balance.forms) > 1:
+    if len(balance.forms) != 1:
         return expression
     form = balance.forms[0]
     powers = _powers(form)
