@@ -33,7 +33,7 @@ HEAD = """# Real models
 Built on the meta device from their configurations at real size, random weights, traced through `torch.export` in training form ({tokens}
 tokens or an image). *Opaque*: operations on a path from a parameter to an output that nothing was allowed through. *Generators*: dimension
 of the group of all continuous symmetries found, of the outputs (no loss). *Charges*: those that gradient descent conserves in the limit of
-small steps; rotations, phases and affine shifts have none. Seconds on one core of two that are shared with other work: `torch.export` and
+small steps; rotations, phases and affine shifts have none. Seconds of processor time, one core: `torch.export` and
 reading it, then deriving symmetries, then laws for SGD.
 
 Every generator of the same architectures at small size is checked on the model itself in float64, infinitesimally and as a finite
@@ -113,13 +113,13 @@ def row(specimen: Specimen) -> str:
     """One line of the table."""
     with torch.device("meta"):
         model, inputs, keywords = specimen.build()
-    begun = time.perf_counter()
+    begun = time.process_time()
     graph = nf.trace(model.train(), *inputs, kwargs=keywords)
-    traced = time.perf_counter()
+    traced = time.process_time()
     found = nf.symmetries(graph)
-    derived = time.perf_counter()
+    derived = time.process_time()
     laws = nf.derive(graph, found=found)
-    ended = time.perf_counter()
+    ended = time.process_time()
     parameters = sum(p.numel() for p in model.parameters())
     counts = [f"{n:,}" for n in (parameters, len(graph), len(found.opaque), len(found), found.dimension, laws.charges)]
     seconds = [f"{t:.1f}" for t in (traced - begun, derived - traced, ended - derived)]
