@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import sympy as sp
 
 from noetherflow.symbolic.actions import Action
+from noetherflow.symbolic.alike import once_for_all_alike
 from noetherflow.symbolic.axes import multiply
 from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.symmetries import Symmetry
@@ -58,6 +59,7 @@ def _on_support(term: sp.Expr, other: Mapping[sp.Symbol, sp.Symbol]) -> sp.Expr:
     return rest.xreplace(equal) * sp.Mul(*deltas)
 
 
+@once_for_all_alike
 def is_closed(symmetry: Symmetry) -> bool:
     """Whether every generator of a family has a charge. For a matrix family: those with a symmetric matrix do.
 

@@ -21,6 +21,7 @@ from functools import cached_property
 import sympy as sp
 
 from noetherflow.symbolic.actions import Action
+from noetherflow.symbolic.alike import once_for_all_alike
 from noetherflow.symbolic.angular import ANGULAR, MomentumBalance
 from noetherflow.symbolic.graph import Size
 from noetherflow.symbolic.momentum_flow import momentum_flow
@@ -128,6 +129,7 @@ class MomentumLaw:
         return rf"$\displaystyle {self.latex()}$"
 
 
+@once_for_all_alike
 def turns(symmetry: Symmetry) -> bool:
     """Whether a family holds antisymmetric matrices that act on each parameter by an antisymmetric operator.
 
