@@ -47,7 +47,11 @@ def fill(graph: ArchitectureGraph) -> dict[str, str]:
 def _table(graph: ArchitectureGraph, node: str) -> tuple[Tensor, str] | None:
     data, uses = graph.nodes[node], list(_uses(graph, node))
     shape = [int(size) for size in data["shape"]]
-    rows = [int(graph.parameters[graph.nodes[n]["parameters"]["weight"]].shape[0]) for n, slot in uses if (slot == "input" and _is_table(graph, n))]
+    rows = [
+        int(graph.parameters[graph.nodes[n]["parameters"]["weight"]].shape[0])
+        for n, slot in uses
+        if (slot == "input" and _is_table(graph, n))
+    ]
     if rows:
         return (torch.arange(shape[-1] if shape else 1) % min(rows)).double().expand(shape), "positions in order"
     if any(slot == "mask" for _, slot in uses):
@@ -72,7 +76,7 @@ def _angles(shape: list[int], node: str, slot: str, graph: ArchitectureGraph) ->
 
 
 def _is_table(graph: ArchitectureGraph, node: str) -> bool:
-    return graph.nodes[node]["operation"] == "embedding"
+    return bool(graph.nodes[node]["operation"] == "embedding")
 
 
 def _uses(graph: ArchitectureGraph, node: str) -> Iterator[tuple[str, str]]:

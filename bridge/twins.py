@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from math import prod
 from typing import Any, Final
 
+from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.twin_tables import fill
 from noetherflow.errors import GraphError, ModelError
@@ -25,7 +27,7 @@ from noetherflow.symbolic.symmetries import Symmetries, Symmetry
 from noetherflow.symbolic.twin_sizes import Sizes
 
 LIMITS: Final = {"proved": 6000, "numerical": 1200}
-COMFORTABLE: Final = {"proved": 1200, "numerical": 400}
+COMFORTABLE: Final = {"proved": 1200, "numerical": 600}
 """The widest twin with at most so many parameters is taken, if there is one; larger ones take minutes."""
 NARROWEST: Final = (4, 3, 2)
 REFUSALS: Final = 4
@@ -68,11 +70,16 @@ class Twin:
         shapes = {name: [list(before), list(after)] for name, (before, after) in self.sizes.items()}
         return {"parameters": list(self.parameters), "shapes": shapes, "given": dict(self.given), "original": self.original.to_json()}
 
-    def __str__(self) -> str:
+    @property
+    def changes(self) -> str:
+        """Sizes of parameters' axes, before and after."""
         changed: dict[str, None] = {}
         for before, after in self.sizes.values():
             changed |= {f"{a} -> {b}": None for a, b in zip(before, after, strict=True) if a != b}
-        return f"{self.assumption}\n  sizes: {', '.join(changed)}"
+        return ", ".join(changed)
+
+    def __str__(self) -> str:
+        return f"{self.assumption}\n  sizes: {self.changes}"
 
 
 def twin(graph: ArchitectureGraph) -> Twin:
@@ -96,27 +103,24 @@ def twin(graph: ArchitectureGraph) -> Twin:
     counted for a twin of smaller width (407,050 parameters become 64)
       sizes: 512 -> 5, 784 -> 6, 10 -> 4
     """
-    found, why, refused = symmetries(graph), "", 0
-    for small in _candidates(Sizes(graph)):
+    found, why = symmetries(graph), ""
+    for small in islice(_candidates(Sizes(graph)), REFUSALS):
         given = fill(small)
         why = difference(found, symmetries(small))
         if not why:
             return Twin(graph, small, given)
-        refused += 1
-        if refused == REFUSALS:
-            break
     raise ModelError(f"No twin of smaller width has the symmetries of this network: {why}. Build a smaller network of the kind by hand.")
 
 
 def _candidates(sizes: Sizes) -> Iterator[ArchitectureGraph]:
     """Graphs of other sizes that can be evaluated and are small enough, the most comfortable first."""
     made = [resized(sizes, sizes.chosen(widths)) for widths in _ladder(len(sizes.widths))]
-    mode = mode_of(made[-1])
+    mode = _mode_of_twin(made[-1])
     counts = [trainable(graph) for graph in made]
     if min(counts) > LIMITS[mode]:
         raise ModelError(
             f"The narrowest twin of this network, every width cut down to {NARROWEST[-1]}, still has {min(counts):,} trainable parameters; "
-            f"laws are counted for up to {LIMITS[mode]:,}. Take fewer layers, or smaller kernels.",
+            f"laws are counted for up to {LIMITS[mode]:,}. Take fewer layers, or smaller kernels{_held(sizes)}.",
             parameters=min(counts),
         )
     fitting = sorted((i for i, count in enumerate(counts) if count <= LIMITS[mode]), key=lambda i: counts[i])
@@ -127,7 +131,23 @@ def _candidates(sizes: Sizes) -> Iterator[ArchitectureGraph]:
 def _ladder(count: int) -> list[list[int]]:
     """New widths for `count` different ones in ascending order: all different where that is small enough, else fewer."""
     spreads = [s for s in dict.fromkeys((count - 1, 3, 2, 1, 0)) if 0 <= s < max(count, 1)]
-    return [[least + (i * spread) // max(count - 1, 1) for i in range(count)] for spread in spreads for least in NARROWEST]
+    pairs = [(least, spread) for spread in spreads for least in NARROWEST]
+    pairs.sort(key=lambda pair: pair[0] == NARROWEST[-1])  # two of anything is a last resort: pairs of ReLUs are dead or alive together
+    return [[least + (i * spread) // max(count - 1, 1) for i in range(count)] for least, spread in pairs]
+
+
+def _held(sizes: Sizes) -> str:
+    unread = sorted(sizes.program.unread)
+    return f"; sizes at {', '.join(unread[:3])}, whose operation is not known or does not fit, cannot change" if unread else ""
+
+
+def _mode_of_twin(graph: ArchitectureGraph) -> str:
+    try:
+        return mode_of(graph)
+    except Unevaluable as err:
+        raise ModelError(
+            f"A twin of smaller width is counted from its graph alone, for a live module cannot be made smaller. {err}"
+        ) from err
 
 
 def mode_of(graph: ArchitectureGraph) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.rechecking import check_certificate
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.twins import twin
     from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.verify_drift import verify_drift
@@ -60,6 +61,7 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "twin",
     "unexplained",
     "verify",
     "verify_drift",
@@ -89,6 +91,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),

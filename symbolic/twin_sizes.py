@@ -14,10 +14,15 @@ from noetherflow.errors import GraphError
 from noetherflow.symbolic.axes import Axis, AxisTable, multiply
 from noetherflow.symbolic.gauge import lower
 from noetherflow.symbolic.graph import ArchitectureGraph
-from noetherflow.symbolic.twin_ties import tie
+from noetherflow.symbolic.primitives import Normalize, Program
+from noetherflow.symbolic.twin_ties import numbered, tie
 
 POSITIONS: Final = 4
 """Samples, or positions that no parameter has an axis for, are cut down to so many: they bear no symmetry."""
+
+
+NORMALISED: Final = 4
+"""Axes that a normalisation runs along keep so many: centred and of length one, three numbers are an angle, and two are a sign."""
 
 
 class Sizes:
@@ -52,9 +57,11 @@ class Sizes:
         self.table: AxisTable = self.program.table
         held = tie(self.program, graph)
         self._held = {leaf for atom in held for leaf in self.leaves(atom)}
+        self._numbered = {leaf: axis for atom, axis in numbered(self.program, graph) for leaf in self.leaves(atom)}
         parameters = [axis for value in self.program.parameters.values() for axis in value.axes]
+        self._normalised = {leaf for axis in _normalised(self.program) for o in axis for leaf in self.leaves(o.atom)}
         self._widths = {leaf for axis in parameters for o in axis for leaf in self.leaves(o.atom)}
-        self.widths = tuple(sorted({self._size(leaf) for leaf in self._widths - self._held if self._size(leaf) > 1}))
+        self.widths = tuple(sorted({self.size(leaf) for leaf in self._widths - self._held if self.size(leaf) > 1}))
 
     def leaves(self, atom: int) -> Iterator[int]:
         """The atoms that one is made of in the end."""
@@ -65,7 +72,8 @@ class Sizes:
         else:
             yield from (leaf for part in parts for a in part for leaf in self.leaves(a))
 
-    def _size(self, atom: int) -> int:
+    def size(self, atom: int) -> int:
+        """What an atom has in the graph as it is."""
         size = self.table.atom_size(atom)
         if not isinstance(size, int):
             raise GraphError(f"The graph has a symbolic size, {size}; a twin is made of one with numbers. Substitute some.")
@@ -77,10 +85,23 @@ class Sizes:
 
     def first(self, atom: int, widths: dict[int, int]) -> int:
         """The new size of an atom that is not made of others."""
-        size = self._size(atom)
+        size = self.size(atom)
         if atom in self._held:
             return size
-        return min(size, widths.get(size, size) if atom in self._widths else POSITIONS)
+        if atom in self._numbered:  # a row more than there are positions would never be read
+            rows = 1
+            for leaf in (leaf for o in self._numbered[atom] for leaf in self.leaves(o.atom)):
+                rows *= self.first(leaf, widths)
+            return min(size, rows)
+        new = widths.get(size, size) if atom in self._widths else POSITIONS
+        return min(size, max(new, NORMALISED) if atom in self._normalised else new)
+
+
+def _normalised(program: Program) -> Iterator[Axis]:
+    for step in program.steps:
+        if isinstance(step, Normalize) and step.scale:
+            term = step.operand
+            yield from (axis for axis, label in zip(term.value.axes, term.labels, strict=False) if label in step.over)
 
 
 class Chosen:
@@ -121,7 +142,7 @@ class Chosen:
     def _behind(self, atoms: Sequence[int], offset: int) -> int:
         if offset == 0:
             return 0
-        sizes = [self._sizes._size(a) for a in atoms]  # noqa: SLF001  # two halves of one thing
+        sizes = [self._sizes.size(a) for a in atoms]  # two halves of one thing
         if not atoms or offset > int(multiply(sizes)):
             raise GraphError(f"A boundary at {offset} lies outside its axis of size {multiply(sizes)}.")
         if offset == multiply(sizes):
@@ -131,7 +152,7 @@ class Chosen:
             return self._behind(atoms[:1], offset // inner) * self._product(atoms[1:])
         parts, new = self._table.parts(atoms[0]), 0
         for part in parts if len(atoms) == 1 and parts != ((self._table.find(atoms[0]),),) else ():
-            size = int(multiply([self._sizes._size(a) for a in part]))  # noqa: SLF001
+            size = int(multiply([self._sizes.size(a) for a in part]))
             if offset <= size:
                 return new + self._behind(part, offset)
             new, offset = new + self._product(part), offset - size
@@ -149,7 +170,7 @@ class Chosen:
         for o in self._table.factors(axis):
             if have == count:
                 break
-            have, new = have * self._sizes._size(o.atom), new * self._atom(o.atom)  # noqa: SLF001
+            have, new = have * self._sizes.size(o.atom), new * self._atom(o.atom)
         if have != count:
             raise GraphError(f"An axis in {count} groups is not known to consist of them, so the network cannot be made smaller there.")
         return new

@@ -15,6 +15,7 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.primitives import Program, Value
 from noetherflow.symbolic.steps import Contract
 
+VIEWS: Final = ("identity", "reshape", "expand", "permute")
 POOLS: Final = ("max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool")
 
 
@@ -35,7 +36,8 @@ class Tied:
         self.program, self.table, self.held = program, program.table, held
         data = graph.nodes[node]
         self.node, self.operation, self.attributes = node, data["operation"], data["attributes"]
-        self.out, self._known = program.values[node], known_below(graph, node)
+        self.out = program.values[node]
+        self._known = {slot for slot, n in graph.inputs_of(node).items() if "value" in graph.nodes[source(graph, n)]["attributes"]}
         self.slots: Mapping[str, Value] = {slot: program.values[n] for slot, n in graph.inputs_of(node).items()} | {
             slot: program.parameters[name] for slot, name in data["parameters"].items()
         }
@@ -65,15 +67,22 @@ class Tied:
         return axis
 
 
-def known_below(graph: ArchitectureGraph, node: str) -> set[str]:
-    """The slots of a picking node that come from constants with a value, looking through views."""
-    found = set()
-    for slot, producer in graph.inputs_of(node).items():
-        while graph.nodes[producer]["operation"] in ("identity", "reshape", "expand", "permute") and graph.inputs_of(producer):
-            producer = graph.inputs_of(producer)["input"]
-        if "value" in graph.nodes[producer]["attributes"]:
-            found.add(slot)
-    return found
+def source(graph: ArchitectureGraph, node: str) -> str:
+    """Where a tensor comes from, looking through views."""
+    while graph.nodes[node]["operation"] in VIEWS and graph.inputs_of(node):
+        node = graph.inputs_of(node)["input"]
+    return node
+
+
+def numbered(program: Program, graph: ArchitectureGraph) -> Iterator[tuple[int, Axis]]:
+    """Rows of tables that are read by a constant which the graph does not hold, numbers of positions, and the axis of these positions."""
+    for node in program.values:
+        data, inputs = graph.nodes[node], graph.inputs_of(node)
+        if data["operation"] == "embedding" and "input" in inputs:
+            below = graph.nodes[source(graph, inputs["input"])]
+            rows, index = program.parameters[data["parameters"]["weight"]].axes[0], program.values[inputs["input"]].axes
+            if below["operation"] == "constant" and "value" not in below["attributes"] and len(rows) == 1 and index:
+                yield rows[0].atom, index[-1]
 
 
 def tie(program: Program, graph: ArchitectureGraph) -> set[int]:
