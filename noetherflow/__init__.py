@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
+    from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
@@ -52,6 +53,7 @@ __all__ = [
     "distance",
     "ensembles",
     "fold_gains",
+    "local_laws",
     "models",
     "polynomial_laws",
     "rebalance",
@@ -82,6 +84,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
+        "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "models": ("noetherflow.numeric.models", ""),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
