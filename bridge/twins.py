@@ -100,7 +100,7 @@ def twin(graph: ArchitectureGraph) -> Twin:
     >>> from torch import nn, zeros
     >>> from noetherflow.bridge.trace import trace
     >>> print(twin(trace(nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10)), zeros(64, 784))))
-    counted for a twin of smaller width (407,050 parameters become 64)
+    counted for a twin of smaller width (407,050 parameters become 59)
       sizes: 512 -> 5, 784 -> 6, 10 -> 4
     """
     found, why = symmetries(graph), ""

@@ -130,7 +130,8 @@ def tangents(model: nn.Module, found: Symmetries, sizes: dict[str, int]) -> Tens
         if not symmetry.breaking:
             columns += [flat(symmetry.tangent(point, e), sizes).unsqueeze(1) for e in torch.eye(symmetry.dimension, dtype=torch.float64)]
     every = torch.cat(columns, 1)
-    return every / every.norm(dim=0).clamp(min=torch.finfo(every.dtype).tiny)
+    lengths: Tensor = every.norm(dim=0).clamp(min=torch.finfo(every.dtype).tiny)
+    return every / lengths
 
 
 def readout_of(loss: Loss) -> Callable[[Tensor], Tensor] | None:

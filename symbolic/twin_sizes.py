@@ -21,6 +21,8 @@ POSITIONS: Final = 4
 """Samples, or positions that no parameter has an axis for, are cut down to so many: they bear no symmetry."""
 
 
+IMAGES: Final = 2
+"""The same for images in a batch, which cost most."""
 NORMALISED: Final = 4
 """Axes that a normalisation runs along keep so many: centred and of length one, three numbers are an angle, and two are a sign."""
 
@@ -57,6 +59,8 @@ class Sizes:
         self.table: AxisTable = self.program.table
         held = tie(self.program, graph)
         self._held = {leaf for atom in held for leaf in self.leaves(atom)}
+        images = [value.axes[0] for node, value in self.program.values.items() if _is_image(graph, node)]
+        self._images = {leaf for axis in images for o in axis for leaf in self.leaves(o.atom)}
         self._numbered = {leaf: axis for atom, axis in numbered(self.program, graph) for leaf in self.leaves(atom)}
         parameters = [axis for value in self.program.parameters.values() for axis in value.axes]
         self._normalised = {leaf for axis in _normalised(self.program) for o in axis for leaf in self.leaves(o.atom)}
@@ -93,8 +97,13 @@ class Sizes:
             for leaf in (leaf for o in self._numbered[atom] for leaf in self.leaves(o.atom)):
                 rows *= self.first(leaf, widths)
             return min(size, rows)
-        new = widths.get(size, size) if atom in self._widths else POSITIONS
+        new = widths.get(size, size) if atom in self._widths else IMAGES if atom in self._images else POSITIONS
         return min(size, max(new, NORMALISED) if atom in self._normalised else new)
+
+
+def _is_image(graph: ArchitectureGraph, node: str) -> bool:
+    data = graph.nodes[node]
+    return bool(data["operation"] == "input" and len(data["shape"]) > 3)
 
 
 def _normalised(program: Program) -> Iterator[Axis]:
