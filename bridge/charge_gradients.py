@@ -51,8 +51,8 @@ def turning_directions(symmetry: Symmetry) -> Iterator[Tensor]:
 
 def _places(symmetry: Symmetry) -> Iterator[tuple[int, int, Tensor, int]]:
     """(row, column, zero matrices, which of them) for every place on or below the diagonal."""
-    n = int(symmetry.sizes[-1])  # type: ignore[arg-type]  # numbers, as the caller has seen
-    count = int(symmetry.dimension) // n**2  # type: ignore[arg-type]
+    n = int(symmetry.sizes[-1])  # numbers, as the caller has seen
+    count = int(symmetry.dimension) // n**2
     for spectator in range(count):
         for i in range(n):
             for j in range(i + 1):

@@ -197,6 +197,7 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     Sign.__name__: torch.sign,
     Magnitude.__name__: torch.abs,
     Larger.__name__: torch.maximum,
+    **{name: getattr(torch, name) for name in ("exp", "log", "sinh", "cosh", "asinh")},  # steps of mirror descent
 }
 
 

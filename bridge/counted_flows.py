@@ -145,7 +145,7 @@ class Momentum:
     friction: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.friction, int) or self.friction < 1:
+        if self.friction < 1 or self.friction != int(self.friction):
             raise ModelError(f"Laws of a momentum flow are counted at an integer friction of at least 1; got {self.friction}.")
 
     @property

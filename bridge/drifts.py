@@ -7,10 +7,11 @@ from SymPy. Nothing is sampled: the expectation is over every mini-batch that ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import sympy as sp
 import torch
@@ -21,7 +22,8 @@ from noetherflow.bridge.group_elements import pairing
 from noetherflow.bridge.printing import compile_expressions
 from noetherflow.errors import RuleError
 from noetherflow.numeric.rounding import confidence, unit_roundoff
-from noetherflow.symbolic.balance import CHARGE, CURRENT, EXPLICIT
+from noetherflow.symbolic.balance import CHARGE, CURRENT, EXPLICIT, in_group
+from noetherflow.symbolic.forms import GRADIENT, THETA
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.noise import MEAN, TEMPERATURE, Drift, Spread
 from noetherflow.symbolic.noise_limits import diffusion
@@ -30,7 +32,6 @@ from noetherflow.symbolic.symmetries import Symmetry
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
-SPREAD: Final = sp.Symbol("spread", real=True)
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class GradientMoments:
     samples: Tensors
     mean: Tensors
 
-    def spread(self, family: Symmetry) -> Tensor:
-        """Tr[AΣ] for every generator, Σ the covariance over the N samples; exact to rounding."""
-        apart = {name: g - self.mean[name] for name, g in self.samples.items()}
+    def spread(self, family: Symmetry, within: Collection[str] | None = None) -> Tensor:
+        """Tr[AΣ] for every generator, Σ the covariance over the N samples, of the parameters `within`, or of all; exact to rounding."""
+        chosen = self.samples if within is None else _within(within, self.samples)
+        apart = {name: g - (self.mean[name] if within is None or name in within else 0.0) for name, g in chosen.items()}
         return vmap(lambda d: paired(family, d, d))(apart).mean(0)
 
 
@@ -126,10 +128,13 @@ class ExpectedStep:
     drift : Drift
     numbers : mapping of sympy.Expr to number or Tensor
         Every symbol and pairing of the drift at this point.
+    weights : mapping of str to float
+        Weight of each parameter in the conserved combination: those of its parameter group (as 1/η for gradient descent).
     """
 
     drift: Drift
     numbers: Mapping[sp.Expr, Any]
+    weights: Mapping[str, float]
 
     @property
     def charge(self) -> Tensor:
@@ -147,15 +152,26 @@ class ExpectedStep:
         """E[Q'] - Q."""
         return sum(self.terms.values(), torch.zeros_like(self.charge))
 
+    def measured(self, family: Symmetry, parameters: Tensors) -> Tensor:
+        """The charges of a point, with these weights."""
+        weighted = {name: self.weights.get(name, 0.0) * p for name, p in parameters.items()}
+        return paired(family, weighted, parameters) / 2
+
     @cached_property
     def diffusion(self) -> Tensor:
-        """What the limit of a stochastic differential equation has for it, η · dQ/dt: a wrong sibling at finite η."""
+        """What the limit of a stochastic differential equation has for it, η · dQ/dt: a wrong sibling at finite η.
+
+        Raises
+        ------
+        RuleError
+            Across parameter groups, which have several rates.
+        """
         rate = self.drift.balance.forms[0].rate
         return self._evaluated({"": rate * diffusion(self.drift).rate.subs(TEMPERATURE, rate * self.drift.factor)})[""]
 
     def _evaluated(self, parts: Mapping[str, sp.Expr]) -> dict[str, Tensor]:
         plain: dict[tuple[str, ...], Any] = {
-            (name,): part.xreplace(dict.fromkeys(part.atoms(Spread), SPREAD)) for name, part in parts.items()
+            (name,): part.xreplace({x: _spread(x.args[0].name) for x in part.atoms(Spread)}) for name, part in parts.items()
         }
         found = compile_expressions(plain)(self.numbers)
         return {key[0]: torch.as_tensor(value) + torch.zeros_like(self.charge) for key, value in found.items()}
@@ -169,7 +185,7 @@ def expected_step(
     Parameters
     ----------
     law : Law
-        Of a rule with numbers, such as ``nf.rule_of(optimizer)``; within one parameter group.
+        Of a rule with numbers, such as ``nf.rule_of(optimizer)``.
     moments : GradientMoments
     batch : int
         Samples in a mini-batch.
@@ -183,12 +199,9 @@ def expected_step(
     Returns
     -------
     ExpectedStep
-        Exact to rounding: the expectation over all mini-batches, for an exact symmetry.
-
-    Raises
-    ------
-    RuleError
-        For a law across parameter groups.
+        Exact to rounding: the expectation over all mini-batches, for an exact symmetry. Across parameter groups ⟨ξ, ḡ⟩ of each
+        group is measured too, but only where weight decay multiplies it once more, to second order in step sizes: to first order only
+        their sum occurs, which is zero.
 
     Examples
     --------
@@ -201,24 +214,51 @@ def expected_step(
     >>> sorted(step.terms), step.change.shape
     (['discretization', 'noise', 'weight_decay'], torch.Size([4]))
     """
-    if len(law.groups) != 1:
-        raise RuleError(f"'{law.name}' crosses parameter groups; its drift is evaluated within one only. Give all of it one group.")
     size = len(next(iter(moments.samples.values())))
     drift = law.drift(batch, None if replace else size)
-    return ExpectedStep(drift, _numbers(law, moments, buffers, first=first))
+    numbers = _hyperparameters(law, first=first)
+    weights = [float(sp.sympify(w).xreplace(numbers)) for w in law.balance.weights]
+    numbers |= _pairings(law, moments, buffers or {}, numbers, weights)
+    return ExpectedStep(drift, numbers, {name: weights[law.groups.index(g)] for name, g in law.group_of.items()})
 
 
-def _numbers(law: Law, moments: GradientMoments, buffers: Tensors | None, *, first: bool) -> dict[sp.Expr, Any]:
-    family, theta, mean = law.symmetry, moments.point, moments.mean
-    own = law.rule.groups[law.groups[0]]
-    numbers: dict[sp.Expr, Any] = {symbol: float(own.values[name]) for name, symbol in own.form.hyperparameters}
-    if first:
-        numbers |= {symbol: 0.0 for name, symbol in own.form.hyperparameters if name == "dampening"}
-    numbers[CHARGE] = paired(family, theta, theta) if law.linear else paired(family, theta, theta) / 2
-    numbers[CURRENT] = 0.0  # by invariance; never measured
-    if not law.linear:
-        numbers |= {Inner(MEAN, MEAN): paired(family, mean, mean), SPREAD: moments.spread(family)}
-    for k, (before, _) in zip(law.balance.momenta, own.form.buffers, strict=True):
-        b = buffers or {name: torch.zeros_like(value) for name, value in theta.items()}
-        numbers |= {k: paired(family, theta, b), Inner(before, before): paired(family, b, b), Inner(before, MEAN): paired(family, b, mean)}
+def _spread(gradient: str) -> sp.Symbol:
+    """What Tr[AΣ] of a group is called: its gradient's name says which group."""
+    return sp.Symbol(f"spread of {gradient}", real=True)
+
+
+def _hyperparameters(law: Law, *, first: bool) -> dict[sp.Expr, Any]:
+    """By the names that the law has for them, numbered where there are several groups."""
+    out: dict[sp.Expr, Any] = {}
+    for p, g in enumerate(law.groups):
+        own = law.rule.groups[g]
+        for name, symbol in own.form.hyperparameters:
+            value = 0.0 if first and name == "dampening" else float(own.values[name])
+            out |= {symbol: value, in_group(symbol, p, len(law.groups)): value}  # the plain name is of what all groups share
+    return out
+
+
+def _pairings(
+    law: Law, moments: GradientMoments, buffers: Tensors, hyper: Mapping[sp.Expr, Any], weights: Sequence[float]
+) -> dict[sp.Expr, Any]:
+    family, groups = law.symmetry, len(law.groups)
+    numbers: dict[sp.Expr, Any] = {CURRENT: 0.0}  # by invariance; never measured
+    resting = {name: torch.zeros_like(value) for name, value in moments.point.items()}
+    for p, g in enumerate(law.groups):
+        own = {name for name, group in law.group_of.items() if group == g}
+        at, mean, b = (_within(own, x) for x in (moments.point, moments.mean, {**resting, **buffers}))
+        vectors = {THETA: at, MEAN: mean} | {before: b for before, _ in law.balance.forms[p].buffers}
+        for (v, x), (w, y) in itertools.combinations_with_replacement(vectors.items(), 2):
+            numbers[Inner(in_group(v, p, groups), in_group(w, p, groups))] = 0.0 if law.linear else paired(family, x, y)
+        numbers[_spread(in_group(GRADIENT, p, groups).name)] = 0.0 if law.linear else moments.spread(family, own)
+        numbers[sp.Symbol(f"Q_{p}", real=True)] = paired(family, at, at) / (1 if law.linear else 2)
+        for k, shares in law.balance.momentum_weights.items():
+            share = float(sp.sympify(shares[p]).xreplace(dict(hyper)))
+            numbers[k] = numbers.get(k, 0.0) + share * paired(family, at, b)
+    numbers[CHARGE] = sum(w * numbers[sp.Symbol(f"Q_{p}", real=True)] for p, w in enumerate(weights))
     return numbers
+
+
+def _within(names: Collection[str], tensors: Tensors) -> dict[str, Tensor]:
+    """Tensors with zeros for all others: their pairings are those of one group."""
+    return {name: value if name in names else torch.zeros_like(value) for name, value in tensors.items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noetherflow.errors import RuleError
+from noetherflow.numeric.companions import Companions
 from noetherflow.symbolic.forms import Form
 from noetherflow.symbolic.rules import sgd_form
 from noetherflow.symbolic.rules_adaptive import adadelta_form, adagrad_form, adam_form, nadam_form, rmsprop_form
@@ -196,6 +197,37 @@ def shape_factor(kind: str | None, shape: tuple[int, ...]) -> float:
     raise RuleError(f"torch.optim.Muon with adjust_lr_fn={kind!r} is not known. Use 'original' or 'match_rms_adamw'.", kind=kind)
 
 
+@dataclass(frozen=True)
+class CompanionsReader:
+    """Several optimizers as one: each group is read as the optimizer that moves it."""
+
+    @property
+    def _readers(self) -> dict[str, Reader]:
+        return {kind.__name__: reader for kind, reader in READERS.items() if kind is not Companions}
+
+    def _of(self, options: Options) -> Reader:
+        found = self._readers.get(options["optimizer"])
+        if found is None:
+            raise RuleError(f"No rule is known for the companion {options['optimizer']}. Known: {sorted(self._readers)}.")
+        return found
+
+    def form(self, options: Options) -> Form:
+        """Of the group's optimizer."""
+        return self._of(options).form(options)
+
+    def values(self, options: Options, state: Options | None) -> Numbers:
+        """Of the group's optimizer."""
+        return self._of(options).values(options, state)
+
+    def buffers(self, state: Options) -> dict[str, Tensor]:
+        """By every name that an optimizer has for a key of the state; the form that is followed chooses among them."""
+        return {name: tensor for reader in self._readers.values() for name, tensor in reader.buffers(state).items()}
+
+    def given(self, options: Options, parameter: Tensor, state: Options) -> dict[str, Tensor]:
+        """Of the group's optimizer."""
+        return self._of(options).given(options, parameter, state)
+
+
 COMMON: Final = {"lr": "lr", "weight_decay": "weight_decay"}
 ADAM: Final = TableReader(_adam, COMMON | {"eps": "eps"}, {"m": "exp_avg", "v": "exp_avg_sq", "w": "max_exp_avg_sq"}, numbers=_adam_numbers)
 READERS: Final[dict[type, Reader]] = {
@@ -222,4 +254,5 @@ READERS: Final[dict[type, Reader]] = {
         {"m": "momentum_buffer"},
         directions=_muon_direction,
     ),
+    Companions: CompanionsReader(),
 }

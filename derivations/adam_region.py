@@ -17,7 +17,7 @@
 # **attained** by gradients that grow as $(\gamma/\beta)^k$, at every $n$ by the same sequence. It stays finite exactly if $\gamma >
 # \beta^2$. The published region is smaller by a strip of width $\beta(1-\beta)^2/(2-\beta)$, in which updates are bounded, by numbers as
 # small as two or three. The strip comes from the rates that stand for $\beta$ and $\gamma$ in continuous time; with $-\ln\beta$ and
-# $-\ln\gamma$ it vanishes.
+# $-\ln\gamma$ it vanishes. The paper's equation of motion for the weights is derived too, with the order to which each term is right.
 #
 # **Assumptions.** Adam's $\varepsilon = 0$ (a positive one makes updates smaller); no assumption on the gradients.
 
@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import noetherflow as nf
+from noetherflow.numeric.order import fit_order
 from noetherflow.numeric.palette import ACCENTS, BAD, GOOD, INK, MUTED, STYLE
 from noetherflow.symbolic.adam_bounds import (
     BETA,
@@ -51,6 +52,9 @@ from noetherflow.symbolic.adam_bounds import (
     squared_bound,
     worst_gradient,
 )
+from noetherflow.symbolic.adam_flow import POWER, WEIGHT, exact_root, slow_root, weight_equation
+from noetherflow.symbolic.flows import TIME
+from noetherflow.symbolic.rules_adaptive import adam_form
 
 torch.set_num_threads(1)
 
@@ -267,7 +271,45 @@ assert min(max(us[10:]) / max(bound_of(n, 0.9, gamma) for n in range(10, RUN)) f
 {gamma: (round(max(us), 3), round(bound_of(RUN, 0.9, gamma), 3)) for gamma, us in real.items()}
 
 # %% [markdown]
-# ## 5. The figure
+# ## 5. The weights in continuous time
+#
+# The same paper writes AdamW's weights as a motion with inertia,
+# $\lambda\theta + \eta^{p-1}\dot\theta + \tfrac12\eta^{2p-1}\ddot\theta = -u$ at $t = n\eta^p$. It is
+# Taylor's theorem for the update, cut after two terms; each term makes the decay right to one power of $\eta$ more, of
+# $\ln(1-\eta\lambda)/\eta$ that it really is. torch's AdamW under gradients of one sign ($u = 1$) confirms both orders.
+
+# %%
+ADAMW = adam_form(decoupled=True)
+ETA, LAMBDA = ADAMW.rate, dict(ADAMW.hyperparameters)["weight_decay"]
+motion = LAMBDA * WEIGHT + ETA ** (POWER - 1) * WEIGHT.diff(TIME) + ETA ** (2 * POWER - 1) * WEIGHT.diff(TIME, 2) / 2
+assert sp.simplify(weight_equation(ADAMW).lhs - motion) == 0
+misses = [sp.series(slow_root(ADAMW, terms) - exact_root(ADAMW), ETA, 0, 3).removeO() for terms in (1, 2)]
+assert sp.expand(misses[0] - LAMBDA**2 * ETA / 2 - LAMBDA**3 * ETA**2 / 3) == 0
+assert sp.expand(misses[1] + LAMBDA**3 * ETA**2 / 6) == 0
+
+
+def weight_errors(terms: int, rates: Sequence[float], decay: float = 0.5, time: float = 2.0) -> list[float]:
+    """Distance of torch's weight after a time from the slow motion of the truncated equation."""
+    root = slow_root(ADAMW, terms).subs(LAMBDA, decay)
+    errors = []
+    for rate in rates:
+        weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.AdamW([weight], lr=rate, betas=(0.0, 0.5), eps=0.0, weight_decay=decay)
+        for _ in range(round(time / rate)):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        predicted = (1 + 1 / decay) * math.exp(float(root.subs(ETA, rate)) * time) - 1 / decay
+        errors.append(abs(float(weight.detach()) - predicted))
+    return errors
+
+
+RATES = [0.1 / 2**i for i in range(4)]
+weight_orders = {terms: fit_order(RATES, weight_errors(terms, RATES)).slope for terms in (1, 2)}
+assert all(abs(slope - terms) < 0.1 for terms, slope in weight_orders.items()), weight_orders
+weight_orders
+
+# %% [markdown]
+# ## 6. The figure
 
 # %%
 
@@ -343,6 +385,7 @@ claims = {
     "beyond γ = β² they are not": attained["outside"][-1] > 2 * attained["outside"][STEPS // 2] > 4,
     "a wrong ratio is rejected": wrong > 0.1,
     "a real run respects the bound": all(c <= 1 + 1e-9 for c in closeness.values()),
+    "each term of the weights' equation adds an order": all(abs(slope - terms) < 0.1 for terms, slope in weight_orders.items()),
     "the strip is that of the rates": sp.solve(own.margin, GAMMA) == [BETA**2] and threshold != BETA**2,
 }
 failed = [claim for claim, holds in claims.items() if not holds]

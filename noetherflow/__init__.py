@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, models, statistics
-    from noetherflow.symbolic import rules
+    from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
@@ -54,6 +54,7 @@ __all__ = [
     "ensembles",
     "fold_gains",
     "local_laws",
+    "metrics",
     "models",
     "polynomial_laws",
     "rebalance",
@@ -85,6 +86,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
+        "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),

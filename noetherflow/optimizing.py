@@ -10,6 +10,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from noetherflow.errors import RunError
+from noetherflow.numeric.companions import muon_with_adamw
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -19,6 +22,8 @@ class Choice:
     ----------
     build : callable
         torch.optim's class.
+    make : callable, optional
+        (model, options) -> the optimizer, where the class does not take all of a model's parameters.
     lr : float
         Step size if none is given.
     options : callable
@@ -31,6 +36,7 @@ class Choice:
     lr: float
     options: Callable[[Namespace], dict[str, Any]] = lambda chosen: {}
     shown: str = ""
+    make: Callable[..., torch.optim.Optimizer] | None = None
 
 
 def _sgd(chosen: Namespace) -> dict[str, Any]:
@@ -39,6 +45,12 @@ def _sgd(chosen: Namespace) -> dict[str, Any]:
 
 def _betas(chosen: Namespace) -> dict[str, Any]:
     return {"betas": (chosen.momentum, 0.999)}
+
+
+def _muon(model: nn.Module, *, maximize: bool, **options: Any) -> torch.optim.Optimizer:
+    if maximize:
+        raise RunError("torch.optim.Muon does not ascend. Leave --maximize out, or choose another optimizer.")
+    return muon_with_adamw(model, **options)
 
 
 OPTIMIZERS: Final[dict[str, Choice]] = {
@@ -50,6 +62,13 @@ OPTIMIZERS: Final[dict[str, Choice]] = {
     "rmsprop": Choice(torch.optim.RMSprop, 1e-3, lambda chosen: {"momentum": chosen.momentum}, ", momentum {momentum:g}"),
     "adagrad": Choice(torch.optim.Adagrad, 1e-2),
     "adadelta": Choice(torch.optim.Adadelta, 1.0),
+    "muon": Choice(
+        torch.optim.Muon,
+        0.02,
+        lambda chosen: {"momentum": chosen.momentum, "nesterov": chosen.nesterov},
+        ", momentum {momentum:g}, with AdamW lr 0.001 for what is no matrix",
+        _muon,
+    ),
 }
 
 
@@ -58,6 +77,8 @@ def built(chosen: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     choice = OPTIMIZERS[chosen.optimizer]
     chosen.lr = choice.lr if chosen.lr is None else chosen.lr
     common = {"lr": chosen.lr, "weight_decay": chosen.weight_decay, "maximize": chosen.maximize}
+    if choice.make is not None:
+        return choice.make(model, **common, **choice.options(chosen))
     return choice.build(model.parameters(), **common, **choice.options(chosen))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from noetherflow.errors import RunError
+from noetherflow.numeric.products import with_products
 from noetherflow.numeric.tracing import traced
 
 __all__ = ["Stack", "batched_gradient", "batched_record", "stack"]
@@ -101,7 +102,7 @@ def batched_gradient(
         return [found[name].reshape(runs, -1) for name in stacked.shapes]
 
     fixed = tuple(stacked.fixed.values())
-    operations = traced(program, stacked.flat, inputs, targets, *fixed)
+    operations = with_products(traced(program, stacked.flat, inputs, targets, *fixed))
     return lambda flat, x, y: operations(flat, x, y, *fixed)
 
 

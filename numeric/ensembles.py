@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from noetherflow.errors import RunError
 from noetherflow.numeric.batched import Stack, batched_gradient, batched_record, stack
 from noetherflow.numeric.draws import draw_batches, draw_indices
+from noetherflow.numeric.options import option_columns, per_parameter
 from noetherflow.numeric.variants import Variant, variants
 
 __all__ = ["Ensemble", "Records", "Variant", "draw_batches", "draw_indices", "train", "variants"]
@@ -112,6 +113,8 @@ class Ensemble:
         From `variants`, or written out.
     dtype : torch.dtype
         Of parameters, buffers and floating-point data.
+    groups : mapping of str to (mapping of str to number), optional
+        Parameter name -> options that it has in every run instead of the variants', like parameter groups of torch.optim.SGD.
 
     Attributes
     ----------
@@ -135,11 +138,19 @@ class Ensemble:
     (torch.Size([1, 4]), torch.Size([6]))
     """
 
-    def __init__(self, factory: Factory, loss: Loss, variants: Sequence[Variant], *, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        factory: Factory,
+        loss: Loss,
+        variants: Sequence[Variant],
+        *,
+        dtype: torch.dtype = torch.float64,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         if not variants:
             raise RunError("An ensemble needs at least one variant; see noetherflow.ensembles.variants.")
         self.variants, self.steps = tuple(variants), 0
-        self._loss, self._dtype = loss, dtype
+        self._loss, self._dtype, self._groups = loss, dtype, groups or {}
         models = [_built(factory, variant) for variant in self.variants]
         alike: dict[Any, list[int]] = {}
         for place, model in enumerate(models):
@@ -148,7 +159,8 @@ class Ensemble:
 
     def _block(self, models: Sequence[nn.Module], places: Sequence[int]) -> _Block:
         stacked = stack(models, self._dtype)
-        columns = _columns([self.variants[p] for p in places], self._dtype)
+        runs = [self.variants[p] for p in places]
+        columns = per_parameter(runs, stacked.shapes, self._groups, self._dtype) if self._groups else option_columns(runs, self._dtype)
         buffer = torch.zeros_like(stacked.flat) if "momentum" in columns else stacked.flat.new_zeros(0)
         return _Block(torch.tensor(places), stacked, columns, buffer, torch.empty_like(stacked.flat))
 
@@ -273,20 +285,3 @@ def _built(factory: Factory, variant: Variant) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(variant.seed)  # torch.manual_seed is slow: it keeps a trace of the stack for every device
         return factory(variant)
-
-
-def _columns(runs: Sequence[Variant], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Hyper-parameters as columns that multiply rows of parameters; those that no run has are left out."""
-
-    def column(values: Sequence[float | bool]) -> Tensor:
-        return torch.tensor(values, dtype=torch.bool if isinstance(values[0], bool) else dtype)[:, None]
-
-    out = {"minus_lr": column([-v.lr for v in runs])}
-    if any(v.weight_decay for v in runs):
-        out["weight_decay"] = column([v.weight_decay for v in runs])
-    if any(v.momentum for v in runs):
-        out["momentum"] = column([v.momentum for v in runs])
-        out["taken"] = column([1 - v.dampening if v.momentum else 1.0 for v in runs])  # torch has no dampening without momentum
-        if any(v.nesterov for v in runs):
-            out["nesterov"] = column([v.nesterov for v in runs])
-    return out

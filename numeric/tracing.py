@@ -23,7 +23,7 @@ ATEN: Final = torch.ops.aten
 RESHAPES: Final = (ATEN.view.default, ATEN._unsafe_view.default, ATEN.expand.default, ATEN.reshape.default)
 
 
-def traced(program: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
+def traced(program: Callable[..., Any], *examples: Tensor) -> fx.GraphModule:
     """A function of tensors as the list of operations that it carries out on tensors of the examples' shapes.
 
     Parameters

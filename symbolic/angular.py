@@ -8,7 +8,9 @@ where a rule has none, D = ⟨ξ(θ), Δ⟩ with the step Δ = -η u itself. One
 b' and u are combinations of θ, g and b, and ⟨A x, y⟩ = -⟨A y, x⟩. So ⟨Aθ, θ⟩ = 0, whence weight decay drops out of the first term;
 ⟨Aθ, g⟩ = J, zero or a known current; ⟨Aθ, b⟩ = K. Of (1) there remains a multiple of the one pairing ⟨A b, g⟩, which is measured; the
 multiple is a two-by-two minor of the coefficients of u and b' and vanishes where these are parallel (heavy ball). No ⟨ξ, g⟩ is measured:
-that term is where a wrong symmetry would hide. A step that is not such a combination stays as it was made: (1) with -η u = Δ.
+that term is where a wrong symmetry would hide. Where the gradient is that of another point y(θ, b), ⟨Aθ, g⟩ = J - ⟨A(y - θ), g⟩; further
+combinations of samples' gradients (natural gradient's F u) are as invariant as g and have no part along Aθ. A step that is not such a
+combination stays as it was made: (1) with -η u = Δ.
 
 When a family crosses parameter groups, only the sum of their ⟨ξ, g⟩ is known: the weights of the combination that takes no more than that
 are solved for, and whether it closes is seen from the factors of the groups' momenta.
@@ -139,8 +141,7 @@ def derive_momentum(forms: tuple[Form, ...], same_momentum: bool) -> MomentumBal
     Raises
     ------
     NotLinear
-        If neither a buffer nor the step is a linear combination of state vectors, or ⟨ξ, g⟩ is not known at θ: the gradient is taken
-        elsewhere, or the step holds gradients of single samples.
+        If neither a buffer nor the step is a linear combination of state vectors.
 
     Examples
     --------
@@ -150,9 +151,6 @@ def derive_momentum(forms: tuple[Form, ...], same_momentum: bool) -> MomentumBal
     >>> derive_momentum((sgd_form(momentum=True, nesterov=True, maximize=False),), True).sources
     (Wedge(b, g),)
     """
-    for form in forms:
-        if form.point != THETA or form.invariant:
-            raise NotLinear(f"The rule '{form.name}' uses more than the gradient at θ.")
     groups = [_Group(form, p, len(forms)) for p, form in enumerate(forms)]
     shared = _shared(forms) if same_momentum else {}
     moved = [sp.expand(identify_in(group.moved, shared)) for group in groups]
@@ -207,7 +205,7 @@ class _Group:
                 raise NotLinear(f"The rule '{self.form.name}' keeps no running average of gradients, and its step is not linear in them.")
             return -self.form.rate * self._paired({THETA: sp.S.One}, step)
         after = combination(self.form, self.buffer[1]) or {}
-        if step is None or not step.keys() <= {THETA, GRADIENT, self.buffer[0]}:
+        if step is None or not step.keys() <= {THETA, GRADIENT, self.buffer[0], *self.form.invariant}:
             return self._paired({THETA: sp.S.One}, after) + Wedge(DISPLACEMENT, self.buffer[1])
         return self._paired({THETA: sp.S.One}, after) - self.form.rate * self._paired(step, after)
 
@@ -216,12 +214,18 @@ class _Group:
 
     def _pair(self, x: Vector, y: Vector) -> sp.Expr:
         """⟨A x, y⟩ as far as it is known."""
-        known = {GRADIENT: CURRENT} | ({self.buffer[0]: ANGULAR} if self.buffer else {})
+        known = {GRADIENT: CURRENT - self._ahead} | ({self.buffer[0]: ANGULAR} if self.buffer else {})
+        known |= dict.fromkeys(self.form.invariant, sp.S.Zero)
         if x == THETA and y in known:
             return known[y]
         if y == THETA and x in known:
             return -known[x]
         return Wedge(x, y)
+
+    @property
+    def _ahead(self) -> sp.Expr:
+        """⟨A(y - θ), g⟩, with y where the gradient is taken."""
+        return sp.Add(*(c * Wedge(v, GRADIENT) for v, c in parts(sp.expand(self.form.point - THETA)).items()))
 
 
 def combination(form: Form, vector: Vector) -> dict[Vector, sp.Expr] | None:

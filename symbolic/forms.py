@@ -43,6 +43,8 @@ class Form:
         Further combinations of gradients of invariant losses: no generator has a component along them.
     point : expression
         Where the gradient is taken: θ, or a point next to it in θ and the buffers before the step.
+    potential : expression, optional
+        φ of `noetherflow.symbolic.metrics.ARGUMENT`, where the step is one of mirror descent: its charges are those of the metric ∇²φ.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Form:
     mechanisms: tuple[tuple[sp.Symbol, str], ...]
     invariant: tuple[Vector, ...] = ()
     point: sp.Expr = THETA
+    potential: sp.Expr | None = None
 
     def step(self) -> sp.Expr:
         """The combination u in θ, g, and the buffers after the update."""

@@ -15,12 +15,14 @@ import sympy as sp
 
 from noetherflow.errors import RuleError
 from noetherflow.symbolic.angular import derive_momentum
-from noetherflow.symbolic.balance import CHARGE, Balance, derive_balance
+from noetherflow.symbolic.balance import Balance, derive_balance
 from noetherflow.symbolic.charges import charge, charge_count, formula, is_linear
 from noetherflow.symbolic.flows import gradient_flow
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph, Size
 from noetherflow.symbolic.kinetic_balance import derive_kinetic_balance
+from noetherflow.symbolic.metric_laws import MetricLaw, along_the_rule, check_weights, metric_law
+from noetherflow.symbolic.metrics import Metric, Mirror
 from noetherflow.symbolic.momenta import MomentumLaw, turning
 from noetherflow.symbolic.noise import BATCH, Count, Drift, derive_drift
 from noetherflow.symbolic.noise_limits import Stationary, stationary
@@ -125,13 +127,22 @@ class Laws(Sequence[Law]):
     symmetries : Symmetries
     momenta : tuple of MomentumLaw
         The laws of rotations, which have no charge. None under rules that keep no running average of gradients and whose step is not
-        linear in them (RMSprop, Adagrad, signs without momentum), nor where the gradient is taken elsewhere than at θ.
+        linear in them (RMSprop, Adagrad, signs without momentum).
+    constraints : tuple of MetricLaw
+        Under a metric: the laws of what has no charge there, ⟨ξ, ·⟩ of each step.
     """
 
-    def __init__(self, members: Sequence[Law], symmetries_found: Symmetries, momenta: Sequence[MomentumLaw] = ()) -> None:
+    def __init__(
+        self,
+        members: Sequence[Law | MetricLaw],
+        symmetries_found: Symmetries,
+        momenta: Sequence[MomentumLaw] = (),
+        constraints: Sequence[MetricLaw] = (),
+    ) -> None:
         self._members = tuple(members)
         self.symmetries = symmetries_found
         self.momenta = tuple(momenta)
+        self.constraints = tuple(constraints)
 
     def __getitem__(self, item: Any) -> Any:
         return self._members[item]
@@ -150,11 +161,12 @@ class Laws(Sequence[Law]):
         return self.symmetries.opaque
 
     def __repr__(self) -> str:
-        rows = [f"  {law.name}: {law.count} charges, {CHARGE}' = {sp.sstr(law.balance.equations[0].rhs)}" for law in self._members]
+        laws = [(law, law.balance.equations[0]) for law in self._members]
+        rows = [f"  {law.name}: {law.count} charges, {sp.sstr(exact.lhs)} = {sp.sstr(exact.rhs)}" for law, exact in laws]
         return "\n".join([f"{len(self)} laws, {self.charges} charges", *rows])
 
 
-def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetries | None = None) -> Laws:
+def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, metric: Metric | None = None, found: Symmetries | None = None) -> Laws:
     """Derive every law of a graph's parameters under a learning rule.
 
     Parameters
@@ -162,19 +174,22 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     graph : ArchitectureGraph
     rule : Rule, optional
         From `noetherflow.rule_of`, or written (`noetherflow.rules.SGD(lr=...)`); gradient descent with symbolic step size if absent.
+    metric : Metric, optional
+        Whose charges are wanted: one that the rule moves along, from `noetherflow.metrics` (`Held()` is the diagonal that Adam and the like
+        divide by). If absent the Euclidean one, with step sizes of groups as weights; for mirror descent that of its potential.
     found : Symmetries, optional
         The graph's symmetries, if they are at hand.
 
     Returns
     -------
     Laws
-        Exact balance laws of charges, and those of angular momenta in ``laws.momenta``. ``laws.symmetries`` lists all symmetries, also
-        those without a law.
+        Exact balance laws of charges, and those of angular momenta in ``laws.momenta``; under a metric `MetricLaw`s, and
+        ``laws.constraints``. ``laws.symmetries`` lists all symmetries, also those without a law.
 
     Raises
     ------
     RuleError
-        If the rule leaves a trainable parameter alone that a symmetry moves.
+        If the rule leaves a trainable parameter alone that a symmetry moves, or does not move along the metric.
 
     Examples
     --------
@@ -190,9 +205,24 @@ def derive(graph: ArchitectureGraph, rule: Rule | None = None, *, found: Symmetr
     """
     found = symmetries(graph) if found is None else found
     used = rule or SGD()
-    laws = [_law(graph, s, used) for s in found]
-    momenta = [law for s in turning(found) if (law := _momentum_law(graph, s, used)) is not None]
-    return Laws([law for law in laws if law.count != 0], found, momenta)
+    other = along_the_rule(used, metric)
+    constant = other if isinstance(other, Mirror) and all(group.form.potential is None for group in used.groups) else None
+    if other is not None and constant is None:
+        return _under(graph, found, used, other)
+    laws = [law for s in found if (law := _law(graph, s, used)).count != 0]
+    if constant is not None:
+        for law in laws:
+            check_weights(constant, law.group_of, dict(zip(law.groups, law.balance.weights, strict=True)), used)
+    momenta = [turned for s in turning(found) if (turned := _momentum_law(graph, s, used)) is not None]
+    return Laws(laws, found, momenta)
+
+
+def _under(graph: ArchitectureGraph, found: Symmetries, rule: Rule, metric: Metric) -> Laws:
+    """Laws under a metric that is not constant, and the momenta that do not ask for one."""
+    made = [metric_law(s, rule, _groups(graph, s, rule)[0], metric) for s in found]
+    laws = [law for law in made if law is not None]
+    momenta = [law for s in turning(found) if (law := _momentum_law(graph, s, rule)) is not None]
+    return Laws([x for x in laws if x.charge is not None], found, momenta, [x for x in laws if x.charge is None])
 
 
 def _law(graph: ArchitectureGraph, symmetry: Symmetry, rule: Rule) -> Law:

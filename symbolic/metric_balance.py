@@ -8,22 +8,27 @@ invariance and the momenta K give without a gradient. With M held at the value i
 exact at any step size. From one step to the next M changes, and with it P by the drift P[M'](θ') - P[M](θ'), which is measured. Momentum
 that gathers d (RMSprop's) has a momentum of its own under the metric, G = ⟨Mξ, b⟩, with a drift likewise.
 
+A generator without a charge under M (a rotation) keeps the constraint ⟨Mξ(θ), d⟩ = ⟨ξ(θ), L⟩ in every step.
+
 Source: own; marcotte2024keep for charges under a constant metric.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import sympy as sp
 
+from noetherflow.symbolic.balance import CHARGE, CURRENT, DISCRETIZATION, EXPLICIT, METRIC, MOMENTUM
 from noetherflow.symbolic.forms import STEP, THETA, Form
 from noetherflow.symbolic.kinetic_balance import Motion
 from noetherflow.symbolic.nonlinear import Magnitude, Orthogonal, Sign, structure
-from noetherflow.symbolic.pairings import Inner, NotLinear, Vector, inner, parts
+from noetherflow.symbolic.pairings import Along, Inner, NotLinear, Vector, inner, parts
 
 METRIC_CHARGE, METRIC_MOMENTUM = sp.symbols("P G", real=True)
+DRIFT = sp.Symbol("dP", real=True)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,77 @@ class MetricBalance:
     momentum: sp.Expr | None
     momenta: tuple[sp.Eq, ...]
 
+    @property
+    def equations(self) -> tuple[sp.Eq, ...]:
+        """P' with the drift of M, named dP, in it; then G' where there is one, and the recursions of K."""
+        gathered = () if self.momentum is None else (sp.Eq(sp.Symbol("G'"), self.momentum),)
+        return (sp.Eq(sp.Symbol("P'"), self.charge + DRIFT), *gathered, *self.momenta)
+
+    @property
+    def terms(self) -> Mapping[str, sp.Expr]:
+        """Mechanism -> its part of P' - P."""
+        return booked(sp.expand(self.charge - METRIC_CHARGE), self.form) | {METRIC: DRIFT}
+
+    def latex(self) -> str:
+        """The equations, aligned, after the metric."""
+        rows = [rf"M &= {sp.latex(self.metric)}", *(rf"{sp.latex(e.lhs)} &= {sp.latex(e.rhs)}" for e in self.equations)]
+        return r"\begin{aligned}" + r"\\ ".join(rows) + r"\end{aligned}"
+
+
+@dataclass(frozen=True)
+class MetricConstraint:
+    """What any generator keeps under a rule's own metric: ⟨Mξ(θ), d⟩ = ⟨ξ(θ), L⟩.
+
+    Attributes
+    ----------
+    form : Form
+    metric : sympy.Expr
+    direction, followed : Vector, expression
+        d and L.
+    along : sympy.Expr
+        ⟨ξ, L⟩ in J, ⟨ξ(θ), θ⟩ (zero for a rotation) and the momenta K = ⟨ξ(θ), m⟩ before the step.
+    """
+
+    form: Form
+    metric: sp.Expr
+    direction: Vector
+    followed: sp.Expr
+    along: sp.Expr
+
+    @property
+    def equations(self) -> tuple[sp.Eq, ...]:
+        """The constraint on D = ⟨Mξ(θ), d⟩."""
+        return (sp.Eq(sp.Symbol("D", real=True), self.along, evaluate=False),)
+
+    @property
+    def terms(self) -> Mapping[str, sp.Expr]:
+        """Mechanism -> its part of D."""
+        return booked(sp.expand(self.along), self.form, default=MOMENTUM)
+
+    def latex(self) -> str:
+        """The constraint, after the metric."""
+        return rf"M = {sp.latex(self.metric)},\quad D = {sp.latex(self.along)}"
+
+
+def booked(expression: sp.Expr, form: Form, default: str = DISCRETIZATION) -> dict[str, sp.Expr]:
+    """Split a sum by mechanism: the current, decay, momenta, and the rest."""
+    decays = {s for s, mechanism in form.mechanisms if mechanism == "weight_decay"}
+    out: dict[str, sp.Expr] = {}
+    for term in (t for t in sp.Add.make_args(expression) if t != 0):
+        name = _mechanism(term.free_symbols, decays, default)
+        out[name] = out.get(name, sp.S.Zero) + term
+    return {name: sp.factor(part) for name, part in out.items()}
+
+
+def _mechanism(symbols: Iterable[sp.Symbol], decays: Iterable[sp.Symbol], default: str) -> str:
+    found = set(symbols)
+    if CURRENT in found:
+        return EXPLICIT
+    if found & set(decays):
+        return "weight_decay"
+    remembered = any(s == METRIC_MOMENTUM or (s.name.split("_")[0] == "K" and not isinstance(s, Vector)) for s in found)
+    return MOMENTUM if remembered else default
+
 
 @lru_cache(maxsize=64)
 def derive_metric_balance(form: Form, linear: bool) -> MetricBalance | None:
@@ -76,14 +152,10 @@ def derive_metric_balance(form: Form, linear: bool) -> MetricBalance | None:
     >>> law.metric, law.charge
     (epsilon + sqrt(v'), -J*eta + P - 2*Q*eta*lambda + eta**2*Inner(d, h)/2)
     """
-    motion, step = Motion(form, 0, 1, linear), _step(form)
-    if step is None or motion.atoms != (step.direction,):
+    motion, step, metric = Motion(form, 0, 1, linear), _step(form), own_metric(form)
+    if step is None or metric is None:
         return None
     followed = structure(form).atoms[step.direction]
-    expression = dict(form.equations)[step.direction]
-    if followed == 0 or expression.atoms(Orthogonal):
-        return None
-    metric = Magnitude(followed) if isinstance(expression, Sign) else followed / expression
     theta, eta = METRIC_CHARGE if linear else 2 * METRIC_CHARGE, form.rate
     along = motion.along(followed) + step.memory * METRIC_MOMENTUM
     second, own = sp.S.Zero, sp.S.Zero
@@ -95,6 +167,35 @@ def derive_metric_balance(form: Form, linear: bool) -> MetricBalance | None:
     recursions = [(before, after) for before, after in motion.buffers if after != step.buffer]
     momenta = tuple(sp.Eq(sp.Symbol(f"{motion.momentum(b).name}'"), motion.after(after)) for b, after in recursions)
     return MetricBalance(form, metric, step.direction, followed, sp.expand(charge), momentum, momenta)
+
+
+@lru_cache(maxsize=64)
+def derive_metric_constraint(form: Form) -> MetricConstraint | None:
+    """The constraint that every generator keeps under the metric that a form's equations show; None if they show none.
+
+    Examples
+    --------
+    >>> from noetherflow.symbolic.rules_adaptive import rmsprop_form
+    >>> derive_metric_constraint(rmsprop_form()).along
+    J + lambda*Along(theta)
+    """
+    step, metric = _step(form), own_metric(form)
+    if step is None or metric is None:
+        return None
+    followed = structure(form).atoms[step.direction]
+    along = Motion(form, 0, 1, True).along(followed).xreplace({CHARGE: Along(THETA)})
+    return MetricConstraint(form, metric, step.direction, followed, sp.expand(along))
+
+
+def own_metric(form: Form) -> sp.Expr | None:
+    """M, entry by entry, if the step's one nonlinear part divides a linear vector by it; None if it does not."""
+    step = _step(form)
+    if step is None or Motion(form, 0, 1, True).atoms != (step.direction,):
+        return None
+    followed, expression = structure(form).atoms[step.direction], dict(form.equations)[step.direction]
+    if followed == 0 or expression.atoms(Orthogonal):
+        return None
+    return Magnitude(followed) if isinstance(expression, Sign) else followed / expression
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Mξ is closed (`noetherflow.symbolic.survival`). A metric says here what M does 
     Mirror      M = ∇²φ, φ a separable potential        mirror descent; φ = x log x - x: exponentiated gradients
     Natural     M = F + ε, F = E[∇ℓ ∇ℓᵀ] over samples   damped natural gradient, whole or block by block
     Adaptive    M = diag(√v + ε), v from past gradients RMSProp, Adagrad, Adam
+    Held        the diagonal that a rule divides by, held at its value within one step: the state's change is booked as drift
 
 Source: marcotte2024keep for mirror flows; tanaka2021noether for the metric as kinetic energy; own for Natural and Adaptive.
 """
@@ -16,15 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import sympy as sp
 
 from noetherflow.errors import RuleError
 from noetherflow.symbolic.actions import Action
+from noetherflow.symbolic.forms import GRADIENT, Number
 from noetherflow.symbolic.one_forms import Component
 from noetherflow.symbolic.pairings import Along
-from noetherflow.symbolic.rules import GRADIENT, Number
 from noetherflow.symbolic.symmetries import Symmetry
 
 ARGUMENT = sp.Symbol("x", positive=True)
@@ -87,7 +89,7 @@ class Mirror:
 
     def second_derivative(self, parameter: str) -> sp.Expr:
         """φ'' of one parameter's entries."""
-        return sp.diff(self.potential_of(parameter), ARGUMENT, 2)
+        return _curvature(self.potential_of(parameter))
 
     def lower(self, symmetry: Symmetry, action: Action, component: Component) -> sp.Expr:
         """φ''(θ_e) ξ_e."""
@@ -175,6 +177,34 @@ class Adaptive:
         return (_like("v", component[0]),)
 
 
+@dataclass(frozen=True)
+class Held:
+    """The positive diagonal M that a rule's own step divides by, M[e] held within one step; from step to step a charge drifts with it.
+
+    Which M that is, the rule says (`noetherflow.symbolic.metric_balance`): √(v'/c2) + ε for Adam, the size of the average for Lion.
+
+    Parameters
+    ----------
+    name : str
+
+    Examples
+    --------
+    >>> Held().name
+    "the rule's own"
+    """
+
+    name: str = "the rule's own"
+
+    def lower(self, symmetry: Symmetry, action: Action, component: Component) -> sp.Expr:
+        """M[e] ξ_e."""
+        entry, change = component
+        return _like("M", entry) * change
+
+    def states(self, component: Component) -> Sequence[sp.Expr]:
+        """None: within a step it is a number for each entry."""
+        return ()
+
+
 def RMSProp() -> Adaptive:
     """M = diag(√v + ε), v ← γ v + (1 - γ) g²."""
     return Adaptive("RMSProp")
@@ -188,6 +218,12 @@ def Adagrad() -> Adaptive:
 def Adam() -> Adaptive:
     """M = diag(√v + ε), as RMSProp; Adam's momentum replaces the gradient, not the metric."""
     return Adaptive("Adam")
+
+
+@lru_cache(maxsize=64)
+def _curvature(potential: sp.Expr) -> sp.Expr:
+    """φ'', without what cancels in it."""
+    return sp.simplify(sp.diff(potential, ARGUMENT, 2))
 
 
 def _like(name: str, entry: sp.Expr) -> sp.Expr:

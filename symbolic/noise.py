@@ -235,4 +235,5 @@ def _mechanism(term: sp.Expr, mechanisms: Mapping[sp.Symbol, str]) -> str:
         return NOISE
     if CURRENT in term.free_symbols:
         return EXPLICIT
-    return "weight_decay" if "weight_decay" in named else MOMENTUM if term.has(sp.Symbol("mu", real=True)) else DISCRETIZATION
+    remembered = any(s.name == "mu" or s.name.startswith("mu_") for s in term.free_symbols)
+    return "weight_decay" if "weight_decay" in named else MOMENTUM if remembered else DISCRETIZATION

@@ -15,6 +15,7 @@ from noetherflow.symbolic.forms import GRADIENT, STEP, THETA, Form, Group, Numbe
 from noetherflow.symbolic.pairings import Vector
 from noetherflow.symbolic.rules_adaptive import Adadelta, Adagrad, Adam, AdamW, AMSGrad, NAdam, RMSprop
 from noetherflow.symbolic.rules_directed import SGDW, Lion, Muon, NaturalGradient, NesterovLookahead, SignSGD
+from noetherflow.symbolic.rules_mirror import MirrorDescent, hypentropy
 
 __all__ = [
     "GRADIENT",
@@ -30,6 +31,7 @@ __all__ = [
     "Form",
     "Group",
     "Lion",
+    "MirrorDescent",
     "Muon",
     "NAdam",
     "NaturalGradient",
@@ -38,6 +40,7 @@ __all__ = [
     "RMSprop",
     "Rule",
     "SignSGD",
+    "hypentropy",
     "sgd_form",
 ]
 

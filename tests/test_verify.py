@@ -18,7 +18,7 @@ from noetherflow.errors import RunError
 from noetherflow.numeric.models import MODELS, build
 from noetherflow.numeric.report import Report
 
-STEPS = 200
+STEPS = 120
 
 
 def real_run(name: str, dtype: torch.dtype, batch: int, steps: int, *, width: float = 1.0, sabotage: str | None = None) -> Report:
@@ -48,7 +48,7 @@ def test_float64_holds_to_eleven_digits_while_the_charges_move(name: str, batch:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("resnet18", 16), ("vgg16_bn", 8)])
 def test_float32_is_within_its_bound_and_the_bound_is_not_loose(name: str, batch: int) -> None:
-    report = real_run(name, torch.float32, batch, 100, width=0.5)
+    report = real_run(name, torch.float32, batch, 60, width=0.5)
     assert report.holds, report.sentence()
     assert all(f.ratio >= 1e-3 for f in report.families), "the bound is more than a thousand times the residual"
 

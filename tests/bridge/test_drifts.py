@@ -7,8 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 import noetherflow as nf
 from noetherflow.bridge.drifts import ExpectedStep, expected_step, gradient_moments, paired
@@ -17,7 +19,10 @@ from noetherflow.numeric.draws import draw_batches
 from noetherflow.numeric.ensembles import Ensemble, Variant, train, variants
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.numeric.statistics import decay_rates, judge
+from noetherflow.symbolic.forms import GRADIENT
 from noetherflow.symbolic.laws import Law
+from noetherflow.symbolic.noise import MEAN, Spread
+from noetherflow.symbolic.pairings import Inner
 
 SAMPLES, BATCH = 7, 2
 RULES: dict[str, dict[str, Any]] = {
@@ -27,20 +32,32 @@ RULES: dict[str, dict[str, Any]] = {
     "dampened": {"momentum": 0.8, "dampening": 0.3},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
 }
+# options of the second layer's parameters, where they have a group of their own
+GROUPS: dict[str, dict[str, Any]] = {
+    "rates": {"lr": 0.05},
+    "no decay": {"lr": 0.3, "weight_decay": 0.0},
+    "momenta": {"momentum": 0.5, "dampening": 0.2},
+}
 MODELS = {"relu": ([3, 4, 2], "relu"), "linear": ([3, 3, 2], "linear")}
 
 
+def optimizer_of(network: nn.Module, rule: str, groups: str = "") -> torch.optim.SGD:
+    first, second = (list(layer.parameters()) for layer in network.layers)  # type: ignore[union-attr]
+    split = [{"params": first}, {"params": second, **GROUPS.get(groups, {})}] if groups else [{"params": first + second}]
+    return torch.optim.SGD(split, lr=0.2, **RULES[rule])
+
+
 @lru_cache
-def law_of(model: str, rule: str) -> Law:
+def law_of(model: str, rule: str, groups: str = "") -> Law:
     network = nf.models.MLP(*MODELS[model]).double()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.2, **RULES[rule])
+    optimizer = optimizer_of(network, rule, groups)
     return nf.derive(nf.trace(network, torch.randn(SAMPLES, 3, dtype=torch.float64), loss="mse"), nf.rule_of(optimizer))[0]
 
 
 class World:
     """A small network, seven samples, and every mini-batch of two of them."""
 
-    def __init__(self, model: str, rule: str, *, replace: bool, warmup: int) -> None:
+    def __init__(self, model: str, rule: str, *, replace: bool, warmup: int, groups: str = "") -> None:
         torch.manual_seed(3)
         self.options = {"lr": 0.2, **RULES[rule]}
         widths, activation = MODELS[model]
@@ -49,17 +66,17 @@ class World:
         rows = range(SAMPLES)
         drawn = itertools.product(rows, repeat=BATCH) if replace else itertools.combinations(rows, BATCH)
         self.rows, self.replace, self.warmup = torch.tensor(list(drawn)), replace, warmup
-        self.law = law_of(model, rule)
+        self.law, self.groups = law_of(model, rule, groups), {n: GROUPS[groups] for n in ("layers.1.weight", "layers.1.bias") if groups}
 
     def steps(self) -> tuple[ExpectedStep, Tensor]:
         """The expected step, and the true mean of Q' - Q over every mini-batch."""
-        ensemble = Ensemble(lambda _: self.model, nn.functional.mse_loss, [Variant(**self.options)] * len(self.rows))
+        ensemble = Ensemble(lambda _: self.model, nn.functional.mse_loss, [Variant(**self.options)] * len(self.rows), groups=self.groups)
         for x, y in draw_batches(self.x, self.y, BATCH, [5], self.warmup):
             ensemble.step(x[0], y[0])
         moments = gradient_moments(self.model, nn.functional.mse_loss, self.x, self.y, ensemble.parameters(0))
         found = expected_step(self.law, moments, BATCH, replace=self.replace, buffers=ensemble.momenta(0), first=not self.warmup)
         ensemble.step(self.x[self.rows], self.y[self.rows], per_run=True)
-        after = ensemble.record(lambda p: paired(self.law.symmetry, p, p) / 2)
+        after = ensemble.record(lambda p: found.measured(self.law.symmetry, p))
         return found, after.mean(0) - found.charge
 
 
@@ -76,6 +93,17 @@ def test_the_expected_step_is_the_mean_over_every_mini_batch(model: str, rule: s
         diffusion = [found.diffusion] if rule in ("plain", "momentum") else []
         for sibling in (*diffusion, found.change - found.terms["noise"] / 3, found.change - found.terms["noise"]):
             assert float((sibling - truth).abs().max()) > 1e6 * bound
+
+
+@pytest.mark.parametrize(("model", "rule", "groups"), [("linear", "momentum", "no decay"), ("relu", "momentum", "momenta")])
+def test_the_expected_step_across_parameter_groups(model: str, rule: str, groups: str) -> None:
+    found, truth = World(model, rule, replace=True, warmup=3, groups=groups).steps()
+    assert len(law_of(model, rule, groups).groups) == 2
+    bound = confidence(1000) * unit_roundoff(torch.float64) * 100**0.5 * 50
+    assert float((found.change - truth).abs().max()) < bound
+    alone, _ = World(model, rule, replace=True, warmup=3).steps()
+    for sibling in (alone.change, found.change - found.terms["noise"] / 3):  # as if all had the first group's options
+        assert float((sibling - truth).abs().max()) > 1e6 * bound
 
 
 def test_with_and_without_replacement_differ_by_the_finite_population_factor() -> None:
@@ -114,17 +142,74 @@ def test_a_loss_that_is_no_mean_over_samples_is_refused() -> None:
 def test_what_has_no_drift_to_verify_is_refused() -> None:
     x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
     model = nf.models.MLP([3, 4, 2]).double()
-    groups = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
-    with pytest.raises(RunError, match="one parameter group"):
-        nf.verify_drift(model, groups, "mse", x, y, batch=2)
-    law = nf.derive(nf.trace(model, x, loss="mse"), nf.rule_of(groups))[0]
-    with pytest.raises(RuleError, match="crosses parameter groups"):
-        expected_step(law, gradient_moments(model, nn.functional.mse_loss, x, y), 2)
+    with pytest.raises(RunError, match="maximize=False"):
+        nf.verify_drift(model, torch.optim.SGD(model.parameters(), lr=0.1, maximize=True), "mse", x, y, batch=2)
     smooth = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     with pytest.raises(RunError, match="no law with a quadratic charge"):
         nf.verify_drift(smooth, torch.optim.SGD(smooth.parameters(), lr=0.1), "mse", x, y, batch=2)
     with pytest.raises(RunError, match="needs a loss"):
         nf.verify_drift(model, torch.optim.SGD(model.parameters(), lr=0.1), None, x, y, batch=2)
+
+
+@pytest.mark.slow
+def test_an_ensemble_confirms_a_drift_across_parameter_groups() -> None:
+    world = World("relu", "momentum", replace=True, warmup=0)
+    optimizer = optimizer_of(world.model, "momentum", "momenta")
+    report = nf.verify_drift(world.model, optimizer, "mse", world.x, world.y, batch=BATCH, runs=2500, warmup=4)
+    assert report.holds, report
+    assert set(next(iter(report.verdicts.values())).rejected) == {"noise x 1.5", "noise / 1.5"}
+
+
+@pytest.mark.slow
+def test_a_stationary_ensemble_meets_the_condition_with_momentum() -> None:
+    """E[loss · Q] = E[gain] in a stationary state of real runs: charges, gradients, noise and buffers fluctuate, their means agree."""
+    rule = "momentum"
+    world, options = World("linear", rule, replace=True, warmup=0), {**RULES[rule], "lr": 0.02, "weight_decay": 0.05}
+    family, runs = world.law.symmetry, variants(seed=range(450), **options)
+    ensemble = Ensemble(lambda v: nf.models.MLP(*MODELS["linear"]), nn.functional.mse_loss, runs)
+    shapes = {name: p.shape for name, p in ensemble.parameters(0).items()}
+    rows, columns = torch.triu_indices(3, 3)
+
+    def lost(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.mse_loss(functional_call(world.model, p, (x,)), y)
+
+    def sources(p: dict[str, Tensor]) -> Tensor:
+        """2Q, ⟨ḡ, Aḡ⟩, Tr[AΣ] and ḡ itself."""
+        samples = vmap(grad(lost), (None, 0, 0))(p, world.x[:, None], world.y[:, None])
+        mean = {n: g.mean(0) for n, g in samples.items()}
+        spread = vmap(lambda d: paired(family, d, d))({n: g - mean[n] for n, g in samples.items()}).mean(0)
+        pairs = torch.stack([paired(family, p, p), paired(family, mean, mean), spread])[:, rows, columns]
+        return torch.cat([pairs.flatten(), *(mean[n].flatten() for n in shapes)])
+
+    taken = []
+    for number, (x, y) in enumerate(draw_batches(world.x, world.y, BATCH, [v.seed for v in runs], 800)):
+        ensemble.step(x, y, per_run=True)
+        if number >= 400 and number % 20 == 0:
+            pairs, flat = ensemble.record(sources).split([18, sum(shape.numel() for shape in shapes.values())], 1)
+            pieces = zip(shapes.items(), flat.split([shape.numel() for shape in shapes.values()], 1), strict=True)
+            mean = {n: piece.view(-1, *shape) for (n, shape), piece in pieces}
+            held = [ensemble.momenta(run) for run in range(len(runs))]
+            buffer = {n: torch.stack([b[n] for b in held]) for n in shapes}
+            memory = vmap(lambda b, g: paired(family, b, g))(buffer, mean)[:, rows, columns]
+            taken.append(torch.cat([pairs.view(-1, 3, 6), memory[:, None]], 1))
+    twice_q, mean_square, spread, memory = torch.stack(taken).mean(0).unbind(1)
+
+    def sides(name: str) -> tuple[float, Tensor, Tensor]:
+        """What multiplies Q, and the gain with and without the buffer's part."""
+        optimizer = torch.optim.SGD(world.model.parameters(), **{**RULES[name], "lr": 0.02, "weight_decay": 0.05})
+        own = nf.derive(nf.trace(world.model, world.x, loss="mse"), nf.rule_of(optimizer))[0]
+        found, group = own.stationary(BATCH), own.rule.groups[0]
+        table = {symbol: float(group.values[n]) for n, symbol in group.form.hyperparameters}
+        gain = sp.expand(found.gain)
+        known = {Inner(MEAN, MEAN): mean_square, Spread(GRADIENT): spread}
+        plain = sum((float(gain.coeff(pair).xreplace(table)) * x for pair, x in known.items()), torch.zeros(()))
+        pairs = [pair for pair in gain.atoms(Inner) if pair not in known]
+        return float(found.loss.xreplace(table)), plain, plain + sum(float(gain.coeff(pair).xreplace(table)) * memory for pair in pairs)
+
+    (loss, without, gain), (other_loss, _, other) = sides(rule), sides("plain")
+    siblings = {"no momentum": other * loss / other_loss, "buffers without memory": without, "half more": 1.5 * gain}
+    verdict = judge((loss * twice_q / 2).numpy(), gain.numpy(), {n: x.numpy() for n, x in siblings.items()}, confidence=0.999)
+    assert verdict.holds, verdict
 
 
 class Product(nn.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.budgets import check_budget
 from support.nets import INPUTS, convnet, linear_net, train, watched
 from torch import nn
 
@@ -59,6 +60,7 @@ def test_every_option_of_sgd_holds_to_rounding(name: str, build: Callable[[], nn
     report = run.report()
     assert report.holds, report.sentence()
     assert all(f.residual <= 1e-11 * f.scale for f in report.families)
+    check_budget(run, report)
     rescaled = [f for f in report.families if f.kind in ("rescale", "linear")]
     assert rescaled
     assert all(f.motion >= 1e-5 * f.scale for f in rescaled)
@@ -121,11 +123,13 @@ def test_a_generator_that_is_no_symmetry_is_rejected_whatever_its_first_order_ex
 # --- how a run is used
 
 
-def test_parts_of_the_budget_sum_to_the_motion() -> None:
-    report = watched(convnet, OPTIMIZERS["nesterov"], INPUTS["convnet"], scheduled=True).report()
+def test_every_mechanism_of_a_rule_is_in_its_budget() -> None:
+    run = watched(convnet, OPTIMIZERS["nesterov"], INPUTS["convnet"], scheduled=True)
+    report = run.report()
+    check_budget(run, report)
     for family in report.families:
-        assert sum(family.motion_parts.values()) == pytest.approx(family.total_motion, rel=1e-9, abs=1e-13)
-        assert {"weight_decay"} <= set(family.motion_parts)
+        assert {"weight_decay", "momentum"} <= set(family.motion_parts)
+        assert ("discretization" in family.motion_parts) or family.kind in ("translation", "null")
 
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from noetherflow.errors import RunError
+from noetherflow.numeric.products import products, with_products
 from noetherflow.numeric.tracing import traced
 
 GENERATOR = torch.Generator().manual_seed(4)
@@ -68,3 +69,17 @@ def test_in_place_changes_reach_the_arguments_at_a_call_and_not_before() -> None
 def test_control_flow_on_values_is_refused() -> None:
     with pytest.raises(RunError, match="control flow that depends on data"):
         traced(lambda w: w if w.sum() > 0 else -w, W)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_those_of_torch_to_rounding(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((6, 5, 9), (6, 7, 9)))
+    plain = traced(lambda a, b: torch.bmm(a, b.mT), a, b)
+    exact = torch.bmm(a.double(), b.double().mT)
+    assert products not in {node.target for node in plain.graph.nodes}
+    quick = with_products(plain)
+    assert products in {node.target for node in quick.graph.nodes}
+    bound = 9 * torch.finfo(dtype).eps * torch.bmm(a.double().abs(), b.double().abs().mT)
+    assert bool(((quick(a, b) - exact).abs() <= bound).all())
+    assert quick(a, b).dtype == dtype

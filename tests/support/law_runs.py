@@ -90,7 +90,8 @@ combinations_of = lru_cache(maxsize=32)(Combinations)
 def made(form: Form, numbers: Mapping[str, float], tensors: Vectors) -> Vectors:
     """All vectors of a form's step from θ, g, buffers and what is given, followed by the bridge's own programs."""
     out: Vectors = {}
-    combinations = combinations_of(form).numbers(numbers, present=frozenset(tensors))
+    found = combinations_of(form).numbers(numbers, present=frozenset(tensors))
+    combinations = {name: how for name, how in found.items() if not name.startswith("rounding of")}
     for n in tensors["theta"]:
         own = {name: x[n] for name, x in tensors.items()}
         for name, how in combinations.items():

@@ -41,6 +41,15 @@ class Reference:
     def step(self, params: Params, grads: Params, samples: Params) -> Params:
         raise NotImplementedError
 
+    def at_rate(self, rate: float) -> None:
+        """Go on with another step size."""
+        self.values = {**self.values, "lr": rate}
+
+    def kick(self, name: str, change: Params) -> None:
+        """Add to a buffer, so that a run does not start from rest."""
+        for n, x in self.buffer(name, change).items():
+            x += change[n]
+
 
 class SignSGD(Reference):
     def step(self, params: Params, grads: Params, samples: Params) -> Params:
@@ -90,6 +99,25 @@ class NesterovAhead(Reference):
         for n in params:
             b[n] = v["momentum"] * b[n] - v["lr"] * (grads[n] + v["weight_decay"] * ahead[n])
         return {n: p + b[n] for n, p in params.items()}
+
+
+class ExponentiatedGradient(Reference):
+    """Exponentiated gradients that are not normalised (kivinen1997exponentiated), for positive parameters."""
+
+    def step(self, params: Params, grads: Params, samples: Params) -> Params:
+        v = self.values
+        return {n: p * torch.exp(-v["lr"] * (grads[n] + v["weight_decay"] * p)) for n, p in params.items()}
+
+
+@dataclass
+class Hypentropy(Reference):
+    """Gradient descent in arsinh(θ/β) (ghai2020exponentiated)."""
+
+    width: float = 0.5
+
+    def step(self, params: Params, grads: Params, samples: Params) -> Params:
+        v, b = self.values, self.width
+        return {n: b * torch.sinh(torch.asinh(p / b) - v["lr"] * (grads[n] + v["weight_decay"] * p)) for n, p in params.items()}
 
 
 @dataclass
@@ -148,8 +176,24 @@ class Torch(Reference):
         found = {n: self._reader.buffers(self._optimizer.state.get(p, {})).get(name) for n, p in self._held.items()}
         return {n: torch.zeros_like(like[n]) if b is None else b.clone() for n, b in found.items()}
 
+    def given(self, params: Params, grads: Params, samples: Params) -> dict[str, Params]:
+        out: dict[str, Params] = {}
+        for n, p in self._held.items():
+            p.grad = grads[n].clone()
+            for name, x in self._reader.given(self._optimizer.param_groups[0], p, self._optimizer.state.get(p, {})).items():
+                out.setdefault(name, {})[n] = x
+        return out
+
     def step(self, params: Params, grads: Params, samples: Params) -> Params:
         for n, p in self._held.items():
             p.grad = grads[n].clone()
         self._optimizer.step()
         return {n: p.detach().clone() for n, p in self._held.items()}
+
+    def kick(self, name: str, change: Params) -> None:
+        with torch.no_grad():
+            for n, p in self._held.items():
+                self._reader.buffers(self._optimizer.state[p])[name].add_(change[n])
+
+    def at_rate(self, rate: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = rate

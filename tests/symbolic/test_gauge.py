@@ -187,7 +187,8 @@ def test_dead_ends_are_left_out() -> None:
 
 def test_dropout_drawn_without_its_probability_may_drop() -> None:
     graph = ArchitectureGraph()
-    graph.add_parameter("w1", (5, 3)), graph.add_parameter("w2", (2, 5))
+    graph.add_parameter("w1", (5, 3))
+    graph.add_parameter("w2", (2, 5))
     graph.add_operation("x", "input", shape=(8, 3))
     graph.add_operation("h", "linear", {"input": "x"}, {"weight": "w1"}, shape=(8, 5))
     graph.add_operation("d", "dropout", {"input": "h"}, shape=(8, 5))
