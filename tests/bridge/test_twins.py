@@ -47,6 +47,23 @@ class Joined(nn.Module):
         return y
 
 
+class Residual(nn.Module):
+    """ResNet's two kinds of blocks, without their norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.down, self.c = nn.Conv2d(64, 128, 1, stride=2), nn.Conv2d(64, 128, 3, stride=2, padding=1)
+        self.d, self.fc = nn.Conv2d(128, 128, 3, padding=1), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.b(self.a(x).relu())).relu()
+        x = (self.down(x) + self.d(self.c(x).relu())).relu()
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
 NETS: dict[str, tuple[nn.Module, Tensor]] = {
     "packed heads": (Packed(), torch.zeros(2, 9, 96)),
     "glued and cut": (Joined(), torch.zeros(7, 64)),
@@ -104,6 +121,13 @@ def test_a_large_perceptron_is_counted_for_its_twin_and_the_certificate_says_so(
     false = dict(saved.data) | {"twin": dict(saved.data["twin"]) | {"original": mlp(784, 512, 256, 10, activation="tanh").to_json()}}
     with pytest.raises(ReportError, match="no twin of the one it names: 'relu' of the twin"):
         nf.check_certificate(Certificate(false))
+
+
+@pytest.mark.nightly
+def test_a_residual_convolutional_network_of_real_width_is_proved_for_its_twin() -> None:
+    found = nf.completeness(Residual(), torch.zeros(8, 3, 8, 8))
+    assert (found.complete, found.mode, found.laws_found) == (True, "proved", 18), found
+    assert "twin of smaller width (306,698 parameters" in found.assumption
 
 
 def test_a_llama_of_real_width_is_counted_with_tables_that_its_graph_does_not_hold() -> None:
