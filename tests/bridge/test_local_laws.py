@@ -25,8 +25,10 @@ def data(constant: float | None = None) -> list[Tensor]:
 
 
 def dead(model: nn.Sequential, unit: int) -> nn.Sequential:
+    first = model[0]
+    assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        model[0].bias[unit] = -1e3
+        first.bias[unit] = -1e3
     return model
 
 
