@@ -14,13 +14,13 @@ Where the two meet, the count is a theorem: every other law, of whatever form, i
 inputs give at the point, so nothing is assumed but that any input may occur. Where such pieces do not suffice, free ones are taken, as in
 the path-lifting of marcotte2023abide: then the count is proved for laws of the path-lifting, which are those of the network if its data
 reach every pattern. Networks that are no polynomials are counted in float64, at two points, with the spectral gap reported; so are modules
-whose graph does not hold all that they compute with (masks, tables), by running the module itself.
+whose graph does not hold all that they compute with (masks, tables), by running the module itself. Of a network that is too large, a twin
+with the same graph and smaller widths is counted (`noetherflow.bridge.twins`), and the result says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from typing import Any, Final
 
 from torch import nn
@@ -33,6 +33,8 @@ from noetherflow.bridge.live_sampling import live_samplings
 from noetherflow.bridge.lively_points import lively_seeds
 from noetherflow.bridge.sampling import Gates, Sampling
 from noetherflow.bridge.trace import Loss, trace
+from noetherflow.bridge.twins import LIMITS, Twin, mode_of, trainable
+from noetherflow.bridge.twins import twin as twin_of
 from noetherflow.errors import ModelError
 from noetherflow.numeric.modular import PRIMES, ContractionTooLong, NotPolynomial
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -41,7 +43,7 @@ from noetherflow.symbolic.metrics import Mirror
 
 POINTS: Final = 2  # in float64
 TRIES: Final = 4
-LARGEST: Final = {"proved": 6000, "numerical": 1200}
+LARGEST: Final = LIMITS
 
 
 def completeness(
@@ -53,6 +55,7 @@ def completeness(
     metric: Mirror | None = None,
     friction: int | None = None,
     without_eps: bool = False,
+    twin: bool | None = None,
     seed: int = 0,
 ) -> Completeness:
     """Count the conservation laws that hold for every data set, and compare with those derived.
@@ -60,8 +63,8 @@ def completeness(
     Parameters
     ----------
     model : nn.Module or ArchitectureGraph
-        Small: D up to 6,000 where the count is exact, 1,200 where it is not. The graph is what is evaluated, at points of its own (a module
-        is run only where its graph does not hold enough): its weights do not matter.
+        D up to 6,000 where the count is exact, 1,200 where it is not; of a larger one, a twin of smaller width is counted. The graph is
+        what is evaluated, at points of its own (a module is run only where its graph does not hold enough): its weights do not matter.
     *example_inputs, loss, kwargs
         As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
     laws : sequence of Law, optional
@@ -74,6 +77,9 @@ def completeness(
     without_eps : bool
         Count for eps = 0 in every normalisation (of a module that is run: in every layer with Norm in its name); else eps is what the
         graph says, and laws that it breaks are none.
+    twin : bool, optional
+        Count for a twin of smaller width (`noetherflow.twin`) always or never; by default, if the network is too large. Laws given by
+        hand have the sizes of the network, so there is none for them.
     seed : int
 
     Returns
@@ -85,7 +91,7 @@ def completeness(
     Raises
     ------
     ModelError
-        The network is too large.
+        The network is too large, and has no twin that is not, or none was wanted.
     Unevaluable
         The graph does not hold what is needed to compute an operation, and there is no module.
 
@@ -99,18 +105,40 @@ def completeness(
     """
     graph = model if isinstance(model, ArchitectureGraph) else trace(model, *example_inputs, loss=loss, kwargs=kwargs)
     graph = _without_eps(graph) if without_eps else graph
-    _check_sizes(graph, "proved")
     dynamics = dynamics_for(metric, friction, given=laws is not None)
+    reduced = _reduced(graph, twin, given=laws is not None)
+    graph = graph if reduced is None else reduced.graph
+    _check_sizes(graph, "proved")
     standing, broken = known_laws(graph, dynamics, laws)
     try:
         counts = _of_graph(graph, standing, dynamics, seed)
     except Unevaluable:
-        if isinstance(model, ArchitectureGraph) or not (loss is None or isinstance(loss, str)):
+        if isinstance(model, ArchitectureGraph) or reduced is not None or not (loss is None or isinstance(loss, str)):
             raise
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
         counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
-    return verdict(graph, counts, broken, given=laws is not None)
+    return verdict(graph, counts, broken, given=laws is not None, twin=reduced)
+
+
+def _reduced(graph: ArchitectureGraph, wanted: bool | None, *, given: bool) -> Twin | None:
+    """A twin, if one is asked for, or the graph is too large to do without."""
+    if wanted and given:
+        raise ModelError("Laws given by hand have the sizes of the network, so a twin of smaller width cannot have them. Leave one out.")
+    if wanted is False or given:
+        return None
+    _check_integers(graph)
+    return twin_of(graph) if wanted or _too_large(graph) else None
+
+
+def _too_large(graph: ArchitectureGraph) -> bool:
+    count = trainable(graph)
+    if not LARGEST["numerical"] < count <= LARGEST["proved"]:
+        return count > LARGEST["proved"]
+    try:
+        return mode_of(graph) == "numerical"
+    except Unevaluable:
+        return False  # the graph does not hold enough: the module itself is run
 
 
 def dynamics_for(metric: Mirror | None, friction: int | None, *, given: bool) -> CountedFlow:
@@ -197,11 +225,15 @@ def _without_eps(graph: ArchitectureGraph) -> ArchitectureGraph:
     return bare
 
 
-def _check_sizes(graph: ArchitectureGraph, mode: Mode, why: str = "") -> None:
+def _check_integers(graph: ArchitectureGraph) -> None:
     sizes = [size for p in graph.parameters.values() for size in p.shape] + [size for _, d in graph.nodes(data=True) for size in d["shape"]]
     if not all(isinstance(size, int) for size in sizes):
         raise ModelError("The graph has symbolic sizes; laws are counted for one with numbers. Substitute some.")
-    count = sum(prod(int(size) for size in p.shape) for p in graph.parameters.values() if p.trainable)
+
+
+def _check_sizes(graph: ArchitectureGraph, mode: Mode, why: str = "") -> None:
+    _check_integers(graph)
+    count = trainable(graph)
     if not 0 < count <= LARGEST[mode]:
         raise ModelError(
             f"The graph has {count:,} trainable parameters; laws are counted for 1 to {LARGEST[mode]:,} "

@@ -14,6 +14,7 @@ from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.live_sampling import LiveSampling
 from noetherflow.bridge.missing_laws import described, missing_directions
+from noetherflow.bridge.twins import Twin
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 Mode = Literal["proved", "numerical"]
@@ -61,6 +62,8 @@ class Completeness:
     certificate : Certificate
     coordinates : int
         What the flow moves: D, or 2 D + 1 along a momentum flow.
+    twin : Twin or None
+        The network of smaller width that all of this is about, if the given one was too large.
     """
 
     parameters: int
@@ -76,6 +79,7 @@ class Completeness:
     broken: tuple[str, ...]
     certificate: Certificate = field(repr=False)
     coordinates: int = 0
+    twin: Twin | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         how = "proved" if self.mode == "proved" else f"numerical, gap {self.gap:.0e}"
@@ -87,6 +91,7 @@ class Completeness:
             + ("" if self.complete else " or more"),
         ]
         lines += [f"  assumed: {self.assumption}"] if self.assumption else []
+        lines += [f"  sizes: {self.twin.changes}"] if self.twin else []
         lines += [f"  missing: a law of {described(direction)}" for direction in self.missing[:4]]
         lines += [f"  ... and {len(self.missing) - 4} more"] if len(self.missing) > 4 else []
         lines += [f"  refuted: {name} is not conserved" for name in self.refuted]
@@ -97,7 +102,9 @@ class Completeness:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str, ...], *, given: bool) -> Completeness:
+def verdict(
+    graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str, ...], *, given: bool, twin: Twin | None = None
+) -> Completeness:
     """Of several points (float64), the one that leaves room for the fewest laws speaks."""
     best = min(counts, key=lambda c: c.possible)
     refuted = sorted(set[int]().union(*(c.refuted for c in counts)))
@@ -106,12 +113,14 @@ def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
     complete = agree and best.found == best.possible and not refuted and gap >= GAP
     mode: Mode = "proved" if best.sampling.prime else "numerical"
     free = best.sampling.prime is not None and best.sampling.gates == "free" and bool(best.sampling.pieces)
-    assumption = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
+    path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
+    assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting)))
     names = tuple(best.laws[i].name for i in refuted)
     data = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
-        "claim": f"{best.found} independent conservation laws are derived; at most {best.possible} exist that hold for every data set.",
+        "claim": f"{best.found} independent conservation laws are derived; at most {best.possible} exist that hold for every data set."
+        + (" This is claimed of the twin in 'graph', not of the original." if twin else ""),
         "mode": mode,
         "assumption": assumption,
         "parameters": best.parameters,
@@ -129,6 +138,7 @@ def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
         "points": [_point(c) for c in counts],
         "recipe": RECIPE,
         "graph": graph.to_json(),
+        **({"twin": twin.described()} if twin else {}),
     }
     return Completeness(
         *(best.parameters, best.growth.rank, best.found, best.possible, complete, mode, gap, assumption),
@@ -137,6 +147,7 @@ def verdict(graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str
         broken,
         Certificate(data),
         best.coordinates,
+        twin,
     )
 
 

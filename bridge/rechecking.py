@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from noetherflow.bridge.certificate import Certificate
@@ -9,7 +10,8 @@ from noetherflow.bridge.completeness import counted, known_laws
 from noetherflow.bridge.counted_flows import dynamics_of
 from noetherflow.bridge.law_verdict import Completeness, verdict
 from noetherflow.bridge.sampling import Sampling
-from noetherflow.errors import ReportError
+from noetherflow.bridge.twins import Twin, check_twin
+from noetherflow.errors import GraphError, ReportError
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 
@@ -30,11 +32,12 @@ def check_certificate(certificate: Certificate) -> Completeness:
         graph = ArchitectureGraph.from_json(data["graph"])
         points = [(str(p["seed"]), p["gates"], p["prime"]) for p in data["points"]]
         dynamics = dynamics_of(data["flow"])
+        twin = _twin(data["twin"], graph) if "twin" in data else None
     except (KeyError, TypeError) as err:
         raise ReportError(f"The certificate is not whole: {err!r}. Write it again with certificate.save.") from err
     standing, broken = known_laws(graph, dynamics)
     counts = [counted(Sampling(graph, s, gates, prime), standing, dynamics) for s, gates, prime in points]
-    again = verdict(graph, counts, broken, given=False)
+    again = verdict(graph, counts, broken, given=False, twin=twin)
     differs = [key for key, value in again.certificate.data.items() if key != "versions" and not _same(value, data.get(key))]
     if differs or not points:
         raise ReportError(
@@ -43,6 +46,15 @@ def check_certificate(certificate: Certificate) -> Completeness:
             differs=differs,
         )
     return again
+
+
+def _twin(data: Mapping[str, Any], graph: ArchitectureGraph) -> Twin:
+    found = Twin(ArchitectureGraph.from_json(data["original"]), graph, dict(data["given"]))
+    try:
+        check_twin(found)
+    except GraphError as err:
+        raise ReportError(f"The certificate is of a network that is no twin of the one it names: {err}") from err
+    return found
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -104,7 +104,7 @@ def unexplained(
     if not data:
         raise ModelError("No batches to measure a rank on. Give some inputs.")
     found = symmetries(trace(model, data[0], loss=loss))
-    seen = readout or (_differences if loss == "cross_entropy" else None)
+    seen = readout or readout_of(loss)
     rows, sizes = jacobian_rows(model, data, readout=seen)
     null, gap = null_space(rows)
     spanned, broken = _spanned(model, found, sizes)
@@ -116,10 +116,27 @@ def unexplained(
         null.shape[1],
         null.shape[1] - missing.shape[1],
         gap,
-        tuple(_split(row, model, sizes) for row in _reduced(missing.T)),
+        tuple(split(row, model, sizes) for row in reduced(missing.T)),
         _shares(missing, sizes),
         broken,
     )
+
+
+def tangents(model: nn.Module, found: Symmetries, sizes: dict[str, int]) -> Tensor:
+    """The generators of the exact families at the model's parameters, columns of length one."""
+    point = {n: p.detach() for n, p in model.named_parameters()}
+    columns = [torch.zeros(sum(sizes.values()), 0, dtype=torch.float64)]
+    for symmetry in found:
+        if not symmetry.breaking:
+            columns += [flat(symmetry.tangent(point, e), sizes).unsqueeze(1) for e in torch.eye(symmetry.dimension, dtype=torch.float64)]
+    every = torch.cat(columns, 1)
+    lengths: Tensor = every.norm(dim=0).clamp(min=torch.finfo(every.dtype).tiny)
+    return every / lengths
+
+
+def readout_of(loss: Loss) -> Callable[[Tensor], Tensor] | None:
+    """What of the outputs a loss sees, if not all."""
+    return _differences if loss == "cross_entropy" else None
 
 
 def _differences(logits: Tensor) -> Tensor:
@@ -128,28 +145,24 @@ def _differences(logits: Tensor) -> Tensor:
 
 def _spanned(model: nn.Module, found: Symmetries, sizes: dict[str, int]) -> tuple[Tensor, tuple[str, ...]]:
     """An orthonormal basis of what the exact families span at the model's parameters, and the names of the broken ones."""
-    point = {n: p.detach() for n, p in model.named_parameters()}
-    columns = [torch.zeros(sum(sizes.values()), 0, dtype=torch.float64)]
-    for symmetry in found:
-        if not symmetry.breaking:
-            columns += [_flat(symmetry.tangent(point, e), sizes).unsqueeze(1) for e in torch.eye(symmetry.dimension, dtype=torch.float64)]
-    every = torch.cat(columns, 1)
-    every = every / every.norm(dim=0).clamp(min=torch.finfo(every.dtype).tiny)
+    every = tangents(model, found, sizes)
     vectors, lengths, _ = torch.linalg.svd(every, full_matrices=False)
     return vectors[:, lengths > INDEPENDENT], tuple(s.name for s in found if s.breaking)
 
 
-def _flat(tangent: dict[str, Tensor], sizes: dict[str, int]) -> Tensor:
+def flat(tangent: dict[str, Tensor], sizes: dict[str, int]) -> Tensor:
+    """A direction as one vector."""
     return torch.cat([tangent[n].reshape(-1) if n in tangent else torch.zeros(size, dtype=torch.float64) for n, size in sizes.items()])
 
 
-def _split(row: Tensor, model: nn.Module, sizes: dict[str, int]) -> dict[str, Tensor]:
+def split(row: Tensor, model: nn.Module, sizes: dict[str, int]) -> dict[str, Tensor]:
+    """A vector as a direction, by the parameters that it moves."""
     shapes = {n: p.shape for n, p in model.named_parameters()}
     pieces = zip(sizes, torch.split(row, list(sizes.values())), strict=True)
     return {n: piece.reshape(shapes[n]) for n, piece in pieces if bool((piece.abs() > INDEPENDENT).any())}
 
 
-def _reduced(rows: Tensor) -> Tensor:
+def reduced(rows: Tensor) -> Tensor:
     """The same row space in reduced form: each row has one entry, the largest left, that no other row has."""
     rows = rows.clone()
     for i in range(len(rows)):

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
+    from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.rechecking import check_certificate
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.twins import twin
     from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.verify_drift import verify_drift
@@ -51,6 +53,7 @@ __all__ = [
     "distance",
     "ensembles",
     "fold_gains",
+    "local_laws",
     "metrics",
     "models",
     "polynomial_laws",
@@ -61,6 +64,7 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "twin",
     "unexplained",
     "verify",
     "verify_drift",
@@ -81,6 +85,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
+        "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
@@ -91,6 +96,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),

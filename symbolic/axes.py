@@ -130,6 +130,13 @@ class AxisTable:
         """The indices that an axis is a product of, as far as it is split by now."""
         return tuple(self._factor_occurrences(axis))
 
+    def parts(self, atom: int) -> tuple[tuple[int, ...], ...]:
+        """What an atom is made of one step down: its summands, each a product of atoms; itself if it is not refined."""
+        root = self.find(atom)
+        if root in self._product:
+            return (tuple(map(self.find, self._product[root])),)
+        return tuple(tuple(map(self.find, atoms)) for atoms in self._sum[root]) if root in self._sum else ((root,),)
+
     # --- union-find with refinement
 
     def find(self, atom: int) -> int:

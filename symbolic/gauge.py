@@ -116,7 +116,7 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
     program = Program(alone=_picked_alone(graph))
-    values: dict[str, Value] = {}
+    values = program.values
     sinks = [n for n in graph if graph.out_degree(n) == 0]
     ends = [n for n in sinks if graph.nodes[n]["operation"] in ("output", "cross_entropy", "mean_square")] or sinks
     alive = set(ends).union(*(nx.ancestors(graph, n) for n in ends))
@@ -184,6 +184,7 @@ def _opaque(program: Program, call: Call, why: str) -> Value:
         program.pin(call.node, value)
     if moving:
         program.opaque[call.node] = why
+    program.unread.add(call.node)
     return program.fresh(call.shape, fixed=True)
 
 

@@ -74,7 +74,8 @@ class Program:
     """A graph written in primitives, in the order of computation.
 
     `probabilities` are tensors that sum to one along an axis; `alone` are nodes whose tensor of indices no other node picks by; `made`
-    tells which tensor a node of the graph gives.
+    tells which tensor a node of the graph gives, `values` with which axes; `unread` are nodes whose result has axes of its own, because
+    they have no rule or their sizes do not fit it.
     """
 
     table: AxisTable = field(default_factory=AxisTable)
@@ -84,6 +85,8 @@ class Program:
     probabilities: dict[int, Axis] = field(default_factory=dict)
     alone: frozenset[str] = frozenset()
     made: dict[str, int] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
     _roots: Iterator[int] = field(default_factory=count)
     _spread: dict[int, tuple[Value, dict[Axis, Axis]]] = field(default_factory=dict)  # data that repeat others, and along which axes not
     _closed: dict[tuple[int, Pick], tuple[int, Contract]] = field(default_factory=dict)  # the steps that sum chosen indices

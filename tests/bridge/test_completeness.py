@@ -301,9 +301,9 @@ def test_certificates_that_cannot_be_checked_say_why(tmp_path: Path) -> None:
 
 def test_what_cannot_be_counted_is_said() -> None:
     with pytest.raises(ModelError, match=r"30,000 trainable parameters.*smaller widths"):
-        nf.completeness(mlp(100, 150, 100, activation="linear", bias=False))
+        nf.completeness(mlp(100, 150, 100, activation="linear", bias=False), twin=False)
     with pytest.raises(ModelError, match=r"in float64: 'gelu' is no polynomial"):
-        nf.completeness(mlp(40, 40, 10, activation="gelu"))
+        nf.completeness(mlp(40, 40, 10, activation="gelu"), twin=False)
     symbolic = ArchitectureGraph()
     symbolic.add_parameter("w", (sp.Symbol("n"), 3))
     with pytest.raises(ModelError, match="symbolic sizes"):
