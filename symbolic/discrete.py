@@ -157,5 +157,5 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     if symbolic:
         raise GraphError(f"Parameters {symbolic[:4]} have symbolic sizes: a number of permutations needs numbers. Substitute them first.")
     with uncollected():
-        program = lower(graph, strict(graph))
+        program = lower(graph, strict(graph), discrete=True)
         return DiscreteSymmetries(FactorWriter(program, graph).factors(), program.opaque)

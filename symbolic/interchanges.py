@@ -33,7 +33,6 @@ from noetherflow.symbolic.primitives import (
     Program,
     Term,
     Turn,
-    Value,
     cells,
     join_cells,
 )
@@ -69,30 +68,6 @@ def interchanges(program: Program) -> list[Interchange]:
 
 class InterchangeSearch(Search):
     """Carriers of permutations, what joins them and what forbids them."""
-
-    def __post_init__(self) -> None:
-        """Also find what no parameter moves: a softmax of what moves is fixed to a scale, not to a permutation."""
-        super().__post_init__()
-        self._moving: dict[int, bool] = {}
-        for step in self.program.steps:
-            self._moving.update(self._made(step))
-
-    def _made(self, step: object) -> dict[int, bool]:
-        match step:
-            case Contract() | Add():
-                return {step.out.value.root: any(self._moves(term.value) for term in step.operands)}
-            case Apply() | Normalize() | Turn():
-                return {step.out.value.root: self._moves(step.operand.value)}
-            case Join():
-                pieces = [piece for piece in step.pieces if piece is not None]
-                if step.glued:
-                    return {step.whole.root: any(map(self._moves, pieces))}
-                return {piece.root: self._moves(step.whole) for piece in pieces}
-            case _:
-                return {}
-
-    def _moves(self, value: Value) -> bool:
-        return self._moving.get(value.root, not value.fixed)
 
     # --- what each primitive says
 
@@ -142,7 +117,7 @@ class InterchangeSearch(Search):
 
     def _carrier(self, term: Term, cell: Cell, place: Place, spectators: frozenset[Place]) -> Carrier | None:
         """The carrier of one term; None where it cannot be permuted."""
-        if not self._moves(term.value) or not ({place} | spectators) <= cell.leaves.keys():
+        if term.value.fixed or not ({place} | spectators) <= cell.leaves.keys():
             return None
         leaf = cell.leaves[place]
         carrier = Carrier(term.value.root, cell.block, leaf.identity, frozenset(cell.leaves[p].identity for p in spectators))
