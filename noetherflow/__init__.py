@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.gauge import symmetries
+    from noetherflow.symbolic.discrete import discrete_symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
 
@@ -48,6 +49,7 @@ __all__ = [
     "currents",
     "data",
     "derive",
+    "discrete_symmetries",
     "distance",
     "ensembles",
     "fold_gains",
@@ -78,6 +80,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
+        "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),

@@ -79,7 +79,7 @@ class Permutations:
         return block.gather(place, index.expand(block.shape))
 
     def __str__(self) -> str:
-        return f"{'swap neighbours' if self.kind == 'permutation' else self.kind} along {_described(self)}"
+        return f"swap of neighbours {_described(self)}"
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ class Signs:
         return block * (1 - 2 * bits).to(block.dtype)
 
     def __str__(self) -> str:
-        what = {"sign": "change of sign", "reflection": "reflection"}[self.kind]
-        return f"{what} along {_described(self)}"
+        return f"{'reflection' if self.reflected else 'change of sign'} {_described(self)}"
 
 
 @dataclass(frozen=True)
@@ -183,6 +182,9 @@ class Transpositions(Permutations):
         """A uniformly drawn element."""
         rest = range(2, self.sizes[-1])
         return tuple(i for _ in range(self.copies) for i in (*random.sample(range(2), 2), *rest))
+
+    def __str__(self) -> str:
+        return f"reflection (a swap of the first two) {_described(self)}"
 
 
 Factor = Permutations | Signs
@@ -211,7 +213,7 @@ def acted(factor: Factor, values: Values, params: Tensors, *, buffers: bool = Fa
 
 
 def _described(factor: Factor) -> str:
-    sizes = " x ".join(map(str, factor.sizes)) or "1"
     names = list(dict.fromkeys(placed.parameter for placed in factor.actions))
-    return f"an index of size {sizes} of {', '.join(names[:4])}" + (f" and {len(names) - 4} others" if len(names) > 4 else "")
-
+    sizes = " x ".join(map(str, factor.sizes))
+    where = f"along an index of size {sizes} of" if sizes else "of all of"
+    return f"{where} {', '.join(names[:4])}" + (f" and {len(names) - 4} others" if len(names) > 4 else "")
