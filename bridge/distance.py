@@ -11,6 +11,8 @@ from noetherflow.bridge.canonical import canonical_form
 from noetherflow.bridge.group_elements import Element, Tensors
 from noetherflow.bridge.minimum_norm import stacked
 from noetherflow.bridge.orbits import Left, Orbit, Source, orbit_of
+from noetherflow.bridge.weight_matching import matched
+from noetherflow.symbolic.discrete import DiscreteSymmetries
 from noetherflow.symbolic.symmetries import Symmetry
 
 SWEEPS = 50
@@ -46,8 +48,9 @@ def distance(
     scale_norm: float = 1.0,
     strict: bool = True,
     approximate: bool = False,
+    discrete: DiscreteSymmetries | None = None,
 ) -> Distance:
-    """How far two models are apart, modulo the continuous symmetries of their parameters.
+    """How far two models are apart, modulo the continuous symmetries of their parameters, and discrete ones if they are given.
 
     d(a, b) = min over K of ‖a* - k b*‖, where a* and b* are the canonical points of the two orbits (`noetherflow.canonical`): shifts
     removed, pure scales at norm `scale_norm`, rescalings and GL(n) balanced. At balanced points only rotations K of linear axes are left,
@@ -56,7 +59,8 @@ def distance(
 
     The minimum over K is sought from the canonical frames by alternating orthogonal Procrustes problems. Where linear families share no
     parameter it is exact; where they do (three linear layers in a row) it is a local minimum, hence an upper bound. Permutations and
-    signs of units are not divided out: two models that differ by them have a positive distance.
+    signs of units are divided out if `discrete` is given, by the matching of `noetherflow.align`: an upper bound, zero on one orbit unless
+    rows tie; otherwise two models that differ by them have a positive distance.
 
     Parameters
     ----------
@@ -66,6 +70,8 @@ def distance(
         Of either model; see `noetherflow.rebalance`.
     scale_norm, strict, approximate
         As for `noetherflow.canonical`.
+    discrete : DiscreteSymmetries, optional
+        ``nf.discrete_symmetries(graph)``: divide these out as well.
 
     Returns
     -------
@@ -88,29 +94,35 @@ def distance(
     """
     orbits = [orbit_of(model, symmetries, approximate=approximate) for model in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
-    rotated = _rotated(orbits[0].of_form("matrix"), forms[0].tensors, forms[1].tensors)
-    here, there = (_all(orbit, tensors) for orbit, tensors in zip(orbits, (forms[0].tensors, rotated), strict=True))
-    parts = {name: float((here[name] - there[name].to(here[name].device)).norm()) for name in here}
+    fixed, there = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
+    if discrete is not None:
+        there = matched(tuple(discrete), fixed, there)[1]
+    _, turned = rotated(orbits[0].of_form("matrix"), forms[0].tensors, {name: there[name] for name in forms[1].tensors})
+    there |= turned
+    parts = {name: float((fixed[name] - there[name].to(fixed[name].device)).norm()) for name in fixed}
     return Distance(parts, {**forms[0].left, **forms[1].left})
 
 
-def _all(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:
+def all_parameters(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:
     """All parameters in float64, those that the families move as given."""
     return {name: p.detach().to(torch.float64) for name, p in orbit.model.named_parameters()} | dict(tensors)
 
 
-def _rotated(families: Sequence[Symmetry], fixed: Tensors, tensors: Tensors) -> Tensors:
-    """Tensors rotated along linear axes towards fixed ones, one family at a time until nothing is gained."""
+def rotated(families: Sequence[Symmetry], fixed: Tensors, tensors: Tensors) -> tuple[list[Element], Tensors]:
+    """Rotations of tensors along linear axes towards fixed ones, one family at a time until nothing is gained, and what they make of them."""
+    turns: list[Element] = []
     gap = _gap(fixed, tensors)
     for _ in range(SWEEPS if families else 0):
         before = gap
         for family in families:
-            turned = _procrustes(family, fixed, tensors).act(tensors)
+            turn = _procrustes(family, fixed, tensors)
+            turned = turn.act(tensors)
             if (closer := _gap(fixed, turned)) < gap:  # where one parameter has the axis twice, the closed form need not gain
+                turns.append(turn)
                 tensors, gap = turned, closer
         if before - gap <= SETTLED * before:
             break
-    return tensors
+    return turns, tensors
 
 
 def _gap(a: Tensors, b: Tensors) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
+    from noetherflow.bridge.align import align
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -42,6 +43,7 @@ __version__: Final = "0.1.0"
 __all__ = [
     "ArchitectureGraph",
     "__version__",
+    "align",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -73,6 +75,7 @@ __all__ = [
 _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
+        "align": ("noetherflow.bridge.align", "align"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),

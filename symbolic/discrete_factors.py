@@ -127,14 +127,15 @@ class Signs:
 
     def random(self, random: Random) -> Values:
         """A uniformly drawn element."""
-        return tuple(random.randrange(2) if free else 0 for free in self._free())
+        return tuple(random.randrange(2) if free else 0 for free in self.free())
 
     @property
     def identity(self) -> Values:
         """The element that moves nothing."""
         return (0,) * prod(self.sizes)
 
-    def _free(self) -> list[bool]:
+    def free(self) -> list[bool]:
+        """For each entry whether its sign may change."""
         free = []
         for flat in range(prod(self.sizes)):
             digits = []

@@ -1,0 +1,140 @@
+"""The element of a discrete group that brings one set of tensors nearest to another: weights matched, class by class.
+
+1. signatures    rows are compared by the sorted magnitudes of their entries, which no permutation or sign of other indices changes; for a
+                 tensor and its image under a group element the assignment is exact, unless rows tie
+2. signs         first where one class decides alone, then what depends on those
+3. inner products, coordinate by coordinate: one linear assignment for each class with all others as they are, until nothing is gained
+
+The third is the weight matching of ainsworth2023git; it finds a local optimum, for which the first is the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from noetherflow.bridge.group_elements import Tensors
+from noetherflow.numeric.assignment import assignment
+from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, Signs, Transpositions, Values, acted
+
+SWEEPS = 30
+GAIN = 1e-12  # a sweep that gains less than this share of the squared distance is the last
+
+Step = tuple[Factor, Values]
+Costs = Callable[[Permutations, Placed, Tensors, Tensors], Tensor]
+
+
+def matched(factors: Sequence[Factor], fixed: Tensors, moving: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
+    """Steps (elements of factors, one after another) that bring tensors near to fixed ones, and what they make of them.
+
+    Parameters
+    ----------
+    factors : sequence of Permutations or Signs
+    fixed, moving : mapping of str to Tensor
+        In float64.
+    """
+    permutations = sorted((f for f in factors if isinstance(f, Permutations)), key=lambda f: len(f.sizes))
+    signs = [f for f in factors if isinstance(f, Signs)]
+    best = _signed(signs, fixed, ([], dict(moving)))
+    guess = _signed(signs, fixed, _by_signature(permutations, fixed, moving))
+    if gap(fixed, guess[1]) < gap(fixed, best[1]):
+        best = guess
+    for _ in range(SWEEPS):
+        before = gap(fixed, best[1])
+        for factor in permutations:
+            steps, tensors = best
+            values = _assigned(factor, fixed, tensors, _correlations)
+            found = _signed(signs, fixed, _after(steps, factor, values, tensors))
+            if gap(fixed, found[1]) < gap(fixed, tensors):
+                best = found
+        if before - gap(fixed, best[1]) <= GAIN * before:
+            break
+    return best
+
+
+def gap(a: Tensors, b: Tensors) -> float:
+    """Squared distance."""
+    return sum(float((a[name] - b[name]).square().sum()) for name in a)
+
+
+def _after(steps: Sequence[Step], factor: Factor, values: Values, tensors: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
+    if values == factor.identity:
+        return list(steps), dict(tensors)
+    return [*steps, (factor, values)], acted(factor, values, tensors)
+
+
+# --- permutations
+
+
+def _by_signature(permutations: Sequence[Permutations], fixed: Tensors, moving: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
+    steps: list[Step] = []
+    tensors = dict(moving)
+    for factor in permutations:
+        steps, tensors = _after(steps, factor, _assigned(factor, fixed, tensors, _signature_distances), tensors)
+    return steps, tensors
+
+
+def _assigned(factor: Permutations, fixed: Tensors, moving: Tensors, costs: Costs) -> Values:
+    n = factor.sizes[-1]
+    total = sum(costs(factor, placed, fixed, moving).reshape(-1, n, n) for placed in factor.actions)
+    assert isinstance(total, Tensor)
+    if isinstance(factor, Transpositions):
+        return tuple(i for cost in total for i in _swapped(cost, n))
+    return tuple(int(i) for cost in total for i in assignment(cost.cpu().numpy()))
+
+
+def _swapped(cost: Tensor, n: int) -> Values:
+    swap = bool(cost[0, 1] + cost[1, 0] < cost[0, 0] + cost[1, 1])
+    return (1, 0, *range(2, n)) if swap else tuple(range(n))
+
+
+def _rows(placed: Placed, tensors: Tensors) -> Tensor:
+    """The block with the factor's indices first and all others flat behind them."""
+    block = placed.patch.view(tensors[placed.parameter])
+    moved = block.movedim(placed.places, tuple(range(len(placed.places))))
+    return moved.reshape(*moved.shape[: len(placed.places)], -1)
+
+
+def _signature_distances(_: Permutations, placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
+    a, b = (_rows(placed, tensors).abs().sort(-1).values for tensors in (fixed, moving))
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _correlations(_: Permutations, placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
+    a, b = (_rows(placed, tensors) for tensors in (fixed, moving))
+    return -(a @ b.mT)
+
+
+# --- signs
+
+
+def _signed(signs: Sequence[Signs], fixed: Tensors, start: tuple[list[Step], dict[str, Tensor]]) -> tuple[list[Step], dict[str, Tensor]]:
+    """Choose all signs: those first that some tensor decides which no other undecided factor moves."""
+    steps, tensors = start
+    undecided = list(signs)
+    while undecided:
+        factor, placed = _next(undecided)
+        undecided.remove(factor)
+        steps, tensors = _after(steps, factor, _chosen(factor, placed, fixed, tensors), tensors)
+    return steps, tensors
+
+
+def _next(undecided: Sequence[Signs]) -> tuple[Signs, tuple[Placed, ...]]:
+    for factor in undecided:
+        others = {p.parameter for f in undecided if f is not factor for p in f.actions}
+        alone = tuple(p for p in factor.actions if p.parameter not in others)
+        if alone:
+            return factor, alone
+    return undecided[0], undecided[0].actions
+
+
+def _chosen(factor: Signs, placed: Sequence[Placed], fixed: Tensors, moving: Tensors) -> Values:
+    """A sign is minus where that brings the entries with its index nearer."""
+    gains = torch.zeros(factor.sizes, dtype=torch.float64)
+    for p in placed:
+        product = (_rows(p, fixed) * _rows(p, moving)).sum(-1).cpu()
+        gains = gains + (product[..., 0] if factor.reflected else product)
+    free = torch.tensor(factor.free(), dtype=torch.bool).reshape(factor.sizes)
+    return tuple(int(bit) for bit in ((gains < 0) & free).flatten())
