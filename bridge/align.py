@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.canonical import Form, canonical_form
-from noetherflow.bridge.distance import all_parameters, rotated
+from noetherflow.bridge.distance import all_parameters
 from noetherflow.bridge.group_elements import Element
 from noetherflow.bridge.orbits import Moved, Orbit, orbit_of
 from noetherflow.bridge.trace import trace
 from noetherflow.bridge.weight_matching import Step, matched
 from noetherflow.errors import ModelError
 from noetherflow.symbolic.discrete import discrete_symmetries
-from noetherflow.symbolic.discrete_factors import acted
+from noetherflow.symbolic.discrete_factors import Factor, Values, acted
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 
@@ -73,11 +73,9 @@ def align(
     orbits = [orbit_of(copy.deepcopy(m).to(torch.float64), graph, approximate=approximate) for m in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, moving = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    steps, tensors = matched(tuple(discrete_symmetries(graph)), fixed, moving)
-    families = orbits[1].of_form("matrix")
-    turns, _ = rotated(families, forms[0].tensors, {name: tensors[name] for name in forms[1].tensors})
-    found = _carried(orbits[1], forms, steps, turns)
-    return _like(model_a, model_b, found, forms, tuple(turns))
+    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving)
+    found = _carried(orbits[1], forms, steps)
+    return _like(model_a, model_b, found, forms, tuple(step for step in steps if isinstance(step, Element)))
 
 
 def _graph(model: nn.Module, source: Any) -> ArchitectureGraph:
@@ -88,15 +86,24 @@ def _graph(model: nn.Module, source: Any) -> ArchitectureGraph:
     raise ModelError(f"Permutations are derived from a graph; got {type(source).__name__}. Give nf.trace(model, x), or example inputs x.")
 
 
-def _carried(orbit: Orbit, forms: Sequence[Form], steps: Sequence[Step], turns: Sequence[Element]) -> nn.Module:
+def _carried(orbit: Orbit, forms: Sequence[Form], steps: Sequence[Step | Element]) -> nn.Module:
     """b to its canonical point, matched and rotated there, and a's way back."""
     model = orbit.carried(forms[1].elements, inplace=False)
-    state = dict(model.state_dict())
-    for factor, values in steps:
-        state = acted(factor, values, acted(factor, values, state), buffers=True)
-    model.load_state_dict(state)
+    here = Orbit(model, orbit.families, orbit.left)
+    for step in steps:
+        if isinstance(step, Element):
+            here.carried([step], inplace=True)
+        else:
+            _permute(model, *step)
     back = [Element(e.family, *((-e.value,) if e.inverse is None else (e.inverse, e.value))) for e in reversed(forms[0].elements)]
-    return Orbit(model, orbit.families, orbit.left).carried([*turns, *back], inplace=True)
+    return here.carried(back, inplace=True)
+
+
+def _permute(model: nn.Module, factor: Factor, values: Values) -> None:
+    """Act on parameters and running statistics in place."""
+    there = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a state_dict has tied parameters twice
+    for name, tensor in acted(factor, values, acted(factor, values, there), buffers=True).items():
+        there[name].copy_(tensor)
 
 
 def _like(model_a: nn.Module, model_b: nn.Module, found: nn.Module, forms: Sequence[Form], turns: tuple[Element, ...]) -> Moved:

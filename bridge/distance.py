@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.canonical import canonical_form
-from noetherflow.bridge.group_elements import Element, Tensors
-from noetherflow.bridge.minimum_norm import stacked
+from noetherflow.bridge.group_elements import Tensors
 from noetherflow.bridge.orbits import Left, Orbit, Source, orbit_of
 from noetherflow.bridge.weight_matching import matched
 from noetherflow.symbolic.discrete import DiscreteSymmetries
-from noetherflow.symbolic.symmetries import Symmetry
-
-SWEEPS = 50
-SETTLED = 1e-12  # a sweep that gains less than this share of the squared distance is the last
 
 
 class Distance(float):
@@ -95,10 +90,7 @@ def distance(
     orbits = [orbit_of(model, symmetries, approximate=approximate) for model in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, there = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    if discrete is not None:
-        there = matched(tuple(discrete), fixed, there)[1]
-    _, turned = rotated(orbits[0].of_form("matrix"), forms[0].tensors, {name: there[name] for name in forms[1].tensors})
-    there |= turned
+    _, there = matched(tuple(discrete or ()), orbits[0].of_form("matrix"), fixed, there)
     parts = {name: float((fixed[name] - there[name].to(fixed[name].device)).norm()) for name in fixed}
     return Distance(parts, {**forms[0].left, **forms[1].left})
 
@@ -106,32 +98,3 @@ def distance(
 def all_parameters(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:
     """All parameters in float64, those that the families move as given."""
     return {name: p.detach().to(torch.float64) for name, p in orbit.model.named_parameters()} | dict(tensors)
-
-
-def rotated(families: Sequence[Symmetry], fixed: Tensors, tensors: Tensors) -> tuple[list[Element], Tensors]:
-    """Rotations of tensors along linear axes towards fixed ones, one family at a time until nothing is gained, and what they make of them."""
-    turns: list[Element] = []
-    gap = _gap(fixed, tensors)
-    for _ in range(SWEEPS if families else 0):
-        before = gap
-        for family in families:
-            turn = _procrustes(family, fixed, tensors)
-            turned = turn.act(tensors)
-            if (closer := _gap(fixed, turned)) < gap:  # where one parameter has the axis twice, the closed form need not gain
-                turns.append(turn)
-                tensors, gap = turned, closer
-        if before - gap <= SETTLED * before:
-            break
-    return turns, tensors
-
-
-def _gap(a: Tensors, b: Tensors) -> float:
-    return sum(float((a[name] - b[name]).square().sum()) for name in a)
-
-
-def _procrustes(family: Symmetry, fixed: Tensors, tensors: Tensors) -> Element:
-    """The rotation O that brings O b nearest to a: the orthogonal factor of Σ a bᵀ."""
-    cross = stacked(family, fixed, family.actions) @ stacked(family, tensors, family.actions).mT
-    u, _, vh = torch.linalg.svd(cross)
-    rotation = u @ vh
-    return Element(family, rotation, rotation.mT)

@@ -11,74 +11,86 @@ The third is the weight matching of ainsworth2023git; it finds a local optimum, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.group_elements import Tensors
+from noetherflow.bridge.group_elements import Element, Tensors
+from noetherflow.bridge.procrustes import gap, rotated
 from noetherflow.numeric.assignment import assignment
 from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, Signs, Transpositions, Values, acted
+from noetherflow.symbolic.symmetries import Symmetry
 
 SWEEPS = 30
 GAIN = 1e-12  # a sweep that gains less than this share of the squared distance is the last
 
 Step = tuple[Factor, Values]
-Costs = Callable[[Permutations, Placed, Tensors, Tensors], Tensor]
+Costs = Callable[[Placed, Tensors, Tensors], Tensor]
 
 
-def matched(factors: Sequence[Factor], fixed: Tensors, moving: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
-    """Steps (elements of factors, one after another) that bring tensors near to fixed ones, and what they make of them.
+@dataclass(frozen=True)
+class Way:
+    """Steps, elements of discrete factors and rotations one after another, and what they make of tensors."""
+
+    steps: tuple[Step | Element, ...]
+    tensors: Tensors
+
+    def after(self, factor: Factor, values: Values) -> Way:
+        """One step more, unless it moves nothing."""
+        if values == factor.identity:
+            return self
+        return Way((*self.steps, (factor, values)), acted(factor, values, self.tensors))
+
+
+def matched(
+    factors: Sequence[Factor], families: Sequence[Symmetry], fixed: Tensors, moving: Tensors
+) -> tuple[tuple[Step | Element, ...], dict[str, Tensor]]:
+    """Steps that bring tensors near to fixed ones, and what they make of them.
 
     Parameters
     ----------
     factors : sequence of Permutations or Signs
+    families : sequence of Symmetry
+        Linear ones, of which the tensors are balanced: rotations are left.
     fixed, moving : mapping of str to Tensor
         In float64.
     """
     permutations = sorted((f for f in factors if isinstance(f, Permutations)), key=lambda f: len(f.sizes))
     signs = [f for f in factors if isinstance(f, Signs)]
-    best = _signed(signs, fixed, ([], dict(moving)))
-    guess = _signed(signs, fixed, _by_signature(permutations, fixed, moving))
-    if gap(fixed, guess[1]) < gap(fixed, best[1]):
-        best = guess
-    for _ in range(SWEEPS):
-        before = gap(fixed, best[1])
+
+    def settled(way: Way) -> Way:
+        way = _signed(signs, fixed, way)
+        turns, tensors = rotated(families, fixed, way.tensors)
+        return Way((*way.steps, *turns), tensors)
+
+    starts = [settled(Way((), moving))]
+    if permutations:
+        starts.append(settled(_by_signature(permutations, fixed, moving)))
+    best = min(starts, key=lambda way: gap(fixed, way.tensors))
+    for _ in range(SWEEPS if factors else 0):
+        before = gap(fixed, best.tensors)
         for factor in permutations:
-            steps, tensors = best
-            values = _assigned(factor, fixed, tensors, _correlations)
-            found = _signed(signs, fixed, _after(steps, factor, values, tensors))
-            if gap(fixed, found[1]) < gap(fixed, tensors):
-                best = found
-        if before - gap(fixed, best[1]) <= GAIN * before:
+            found = settled(best.after(factor, _assigned(factor, fixed, best.tensors, _correlations)))
+            best = min(best, found, key=lambda way: gap(fixed, way.tensors))
+        if before - gap(fixed, best.tensors) <= GAIN * before:
             break
-    return best
-
-
-def gap(a: Tensors, b: Tensors) -> float:
-    """Squared distance."""
-    return sum(float((a[name] - b[name]).square().sum()) for name in a)
-
-
-def _after(steps: Sequence[Step], factor: Factor, values: Values, tensors: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
-    if values == factor.identity:
-        return list(steps), dict(tensors)
-    return [*steps, (factor, values)], acted(factor, values, tensors)
+    return best.steps, dict(best.tensors)
 
 
 # --- permutations
 
 
-def _by_signature(permutations: Sequence[Permutations], fixed: Tensors, moving: Tensors) -> tuple[list[Step], dict[str, Tensor]]:
-    steps: list[Step] = []
-    tensors = dict(moving)
+def _by_signature(permutations: Sequence[Permutations], fixed: Tensors, moving: Tensors) -> Way:
+    way = Way((), moving)
     for factor in permutations:
-        steps, tensors = _after(steps, factor, _assigned(factor, fixed, tensors, _signature_distances), tensors)
-    return steps, tensors
+        way = way.after(factor, _assigned(factor, fixed, way.tensors, _signature_distances))
+    return way
 
 
 def _assigned(factor: Permutations, fixed: Tensors, moving: Tensors, costs: Costs) -> Values:
     n = factor.sizes[-1]
-    total = sum(costs(factor, placed, fixed, moving).reshape(-1, n, n) for placed in factor.actions)
+    total = sum(costs(placed, fixed, moving).reshape(-1, n, n) for placed in factor.actions)
     assert isinstance(total, Tensor)
     if isinstance(factor, Transpositions):
         return tuple(i for cost in total for i in _swapped(cost, n))
@@ -97,12 +109,12 @@ def _rows(placed: Placed, tensors: Tensors) -> Tensor:
     return moved.reshape(*moved.shape[: len(placed.places)], -1)
 
 
-def _signature_distances(_: Permutations, placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
+def _signature_distances(placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
     a, b = (_rows(placed, tensors).abs().sort(-1).values for tensors in (fixed, moving))
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def _correlations(_: Permutations, placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
+def _correlations(placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
     a, b = (_rows(placed, tensors) for tensors in (fixed, moving))
     return -(a @ b.mT)
 
@@ -110,15 +122,14 @@ def _correlations(_: Permutations, placed: Placed, fixed: Tensors, moving: Tenso
 # --- signs
 
 
-def _signed(signs: Sequence[Signs], fixed: Tensors, start: tuple[list[Step], dict[str, Tensor]]) -> tuple[list[Step], dict[str, Tensor]]:
+def _signed(signs: Sequence[Signs], fixed: Tensors, way: Way) -> Way:
     """Choose all signs: those first that some tensor decides which no other undecided factor moves."""
-    steps, tensors = start
     undecided = list(signs)
     while undecided:
         factor, placed = _next(undecided)
         undecided.remove(factor)
-        steps, tensors = _after(steps, factor, _chosen(factor, placed, fixed, tensors), tensors)
-    return steps, tensors
+        way = way.after(factor, _chosen(factor, placed, fixed, way.tensors))
+    return way
 
 
 def _next(undecided: Sequence[Signs]) -> tuple[Signs, tuple[Placed, ...]]:

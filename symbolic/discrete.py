@@ -84,7 +84,7 @@ class DiscreteSymmetries(Sequence[Factor]):
         ----------
         params : mapping of str to tensor
             By name, as in ``named_parameters()``. Running statistics of batch normalisations that are given as well (as in
-            ``state_dict()``) go along.
+            ``named_buffers()``) go along.
         element : GroupElement
 
         Returns
