@@ -87,7 +87,7 @@ def _graph(model: nn.Module, source: Any) -> ArchitectureGraph:
 
 
 def _carried(orbit: Orbit, forms: Sequence[Form], steps: Sequence[Step | Element]) -> nn.Module:
-    """b to its canonical point, matched and rotated there, and a's way back."""
+    """B to its canonical point, matched and rotated there, and a's way back."""
     model = orbit.carried(forms[1].elements, inplace=False)
     here = Orbit(model, orbit.families, orbit.left)
     for step in steps:

@@ -15,7 +15,7 @@ SETTLED = 1e-12  # a sweep that gains less than this share of the squared distan
 
 
 def rotated(families: Sequence[Symmetry], fixed: Tensors, tensors: Tensors) -> tuple[list[Element], Tensors]:
-    """Rotations of tensors along linear axes towards fixed ones, one family at a time until nothing is gained, and what they make of them."""
+    """Rotations that bring tensors nearer to fixed ones, one family at a time until nothing is gained, and what they make of them."""
     turns: list[Element] = []
     nearest = gap(fixed, tensors)
     for _ in range(SWEEPS if families else 0):

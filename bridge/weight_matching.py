@@ -19,6 +19,7 @@ from torch import Tensor
 from noetherflow.bridge.group_elements import Element, Tensors
 from noetherflow.bridge.procrustes import gap, rotated
 from noetherflow.numeric.assignment import assignment
+from noetherflow.symbolic.actions import Patch
 from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, Signs, Transpositions, Values, acted
 from noetherflow.symbolic.symmetries import Symmetry
 
@@ -26,7 +27,7 @@ SWEEPS = 30
 GAIN = 1e-12  # a sweep that gains less than this share of the squared distance is the last
 
 Step = tuple[Factor, Values]
-Costs = Callable[[Placed, Tensors, Tensors], Tensor]
+Costs = Callable[[Permutations, Tensors, Tensors], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def matched(
     """
     permutations = sorted((f for f in factors if isinstance(f, Permutations)), key=lambda f: len(f.sizes))
     signs = [f for f in factors if isinstance(f, Signs)]
+    signed = [f for f in permutations if any(_places(f) == _places(other) for other in signs)]
 
     def settled(way: Way) -> Way:
         way = _signed(signs, fixed, way)
@@ -71,7 +73,8 @@ def matched(
     for _ in range(SWEEPS if factors else 0):
         before = gap(fixed, best.tensors)
         for factor in permutations:
-            found = settled(best.after(factor, _assigned(factor, fixed, best.tensors, _correlations)))
+            costs = _magnitudes if factor in signed else _correlations
+            found = settled(best.after(factor, _assigned(factor, fixed, best.tensors, costs)))
             best = min(best, found, key=lambda way: gap(fixed, way.tensors))
         if before - gap(fixed, best.tensors) <= GAIN * before:
             break
@@ -90,8 +93,7 @@ def _by_signature(permutations: Sequence[Permutations], fixed: Tensors, moving: 
 
 def _assigned(factor: Permutations, fixed: Tensors, moving: Tensors, costs: Costs) -> Values:
     n = factor.sizes[-1]
-    total = sum(costs(placed, fixed, moving).reshape(-1, n, n) for placed in factor.actions)
-    assert isinstance(total, Tensor)
+    total = costs(factor, fixed, moving).reshape(-1, n, n)
     if isinstance(factor, Transpositions):
         return tuple(i for cost in total for i in _swapped(cost, n))
     return tuple(int(i) for cost in total for i in assignment(cost.cpu().numpy()))
@@ -109,14 +111,28 @@ def _rows(placed: Placed, tensors: Tensors) -> Tensor:
     return moved.reshape(*moved.shape[: len(placed.places)], -1)
 
 
-def _signature_distances(placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
-    a, b = (_rows(placed, tensors).abs().sort(-1).values for tensors in (fixed, moving))
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+def _places(factor: Factor) -> frozenset[tuple[str, Patch, int]]:
+    return frozenset((p.parameter, p.patch, p.places[-1]) for p in factor.actions if p.places)
 
 
-def _correlations(placed: Placed, fixed: Tensors, moving: Tensors) -> Tensor:
-    a, b = (_rows(placed, tensors) for tensors in (fixed, moving))
-    return -(a @ b.mT)
+def _signature_distances(factor: Permutations, fixed: Tensors, moving: Tensors) -> Tensor:
+    total: Tensor = torch.zeros(())
+    for placed in factor.actions:
+        a, b = (_rows(placed, tensors).abs().sort(-1).values for tensors in (fixed, moving))
+        total = total + torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return total
+
+
+def _correlations(factor: Permutations, fixed: Tensors, moving: Tensors) -> Tensor:
+    total: Tensor = torch.zeros(())
+    for placed in factor.actions:
+        total = total - _rows(placed, fixed) @ _rows(placed, moving).mT
+    return total
+
+
+def _magnitudes(factor: Permutations, fixed: Tensors, moving: Tensors) -> Tensor:
+    """Where all that is permuted may also change sign, unit by unit: the sign is chosen after."""
+    return -_correlations(factor, fixed, moving).abs()
 
 
 # --- signs

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from noetherflow.numeric import data, ensembles, models, statistics
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
-    from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
+    from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
 

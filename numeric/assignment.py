@@ -34,7 +34,9 @@ def assignment(cost: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """
     costs = np.asarray(cost, dtype=np.float64)
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or not np.isfinite(costs).all():
-        raise NoetherflowError(f"An assignment needs a square matrix of finite costs; got shape {costs.shape}. Check for nan in the models.")
+        raise NoetherflowError(
+            f"An assignment needs a square matrix of finite costs; got shape {costs.shape}. Check for nan in the models."
+        )
     n = len(costs)
     rows, columns = np.zeros(n), np.zeros(n)  # dual prices
     row_of = np.full(n, -1, dtype=np.intp)

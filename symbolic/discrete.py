@@ -99,7 +99,7 @@ class DiscreteSymmetries(Sequence[Factor]):
         """
         if [len(v) for v in element.values] != [len(f.identity) for f in self._factors]:
             raise GraphError(
-                f"The element has parts of lengths {[len(v) for v in element.values][:6]}; this group's have "
+                f"The element is of another group: it has parts of lengths {[len(v) for v in element.values][:6]}; this group's have "
                 f"{[len(f.identity) for f in self._factors][:6]}. Draw one by random()."
             )
         missing = sorted({a.parameter for f in self._factors for a in f.actions} - set(params))

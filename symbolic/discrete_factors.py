@@ -51,7 +51,7 @@ class Permutations:
 
     @property
     def order(self) -> int:
-        """n! to the power of the number of copies."""
+        """N! to the power of the number of copies."""
         return int(factorial(self.sizes[-1]) ** self.copies)
 
     @property

@@ -13,7 +13,7 @@ from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, 
 from noetherflow.symbolic.gauge import parameter_unknowns
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.interchanges import Interchange, interchanges
-from noetherflow.symbolic.linear_systems import Atoms, Systems, Unknown, wanted_index_sets
+from noetherflow.symbolic.linear_systems import Atoms, Unknown, wanted_index_sets
 from noetherflow.symbolic.parities import Span, kernel
 from noetherflow.symbolic.primitives import Block, Normalize, Program
 from noetherflow.symbolic.signs import sign_equations
@@ -174,7 +174,9 @@ class _SignSpace:
         for key in sorted(self._bases, key=lambda k: (-len(k), k)):
             for vector in self._bases[key]:
                 if self._taken[key].add(vector & self._own[key]):
-                    whole = all([self._takes(vector, part) for part in _subsets(key) if part != key]) if self._fits(vector, key) else False
+                    whole = self._fits(vector, key)
+                    for part in _subsets(key) if whole else ():
+                        self._taken[part].add(self._part(vector, part) & self._own[part])
                     yield key, bool(key) and not whole, vector
 
     def _fits(self, vector: Vector, key: Atoms) -> bool:
@@ -184,9 +186,6 @@ class _SignSpace:
             if part != key and (own not in self._spaces[part] or own in self._taken[part]):
                 return False
         return True
-
-    def _takes(self, vector: Vector, part: Atoms) -> bool:
-        return self._taken[part].add(self._part(vector, part) & self._own[part])
 
     def _part(self, vector: Vector, part: Atoms) -> Vector:
         out: set[Unknown] = set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule, along
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.primitives import Program, Value

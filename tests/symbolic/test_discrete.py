@@ -28,8 +28,6 @@ BY_NAME = {case.name: case for case in (*CASES, *BLOCK_CASES)}
 ORDERS = {
     "relu_mlp": factorial(5) * factorial(4),
     "tanh_mlp": factorial(5) * 2**5,
-    "leaky_relu_mlp": factorial(5),
-    "tied_relu_mlp": factorial(4),
     "frozen_middle": 1,
     "linear_pair": 2,  # GL(n) has two components
     "deep_linear": 4,
@@ -40,7 +38,6 @@ ORDERS = {
     "residual_relu": factorial(4) * factorial(5),
     "attention_fused": factorial(2) * 4**2,  # heads, with a reflection of queries and keys and one of values in each
     "attention_grouped": factorial(2) * factorial(2) ** 2 * 4**2,
-    "attention_multi_query": factorial(2) * 4,
     "attention_rotary": factorial(2) * 2**2,  # the signs of RoPE's pairs are rotations
     "llama": factorial(2) * factorial(3) * 2 * 2 * 2**12 * 2**3,
     "experts": factorial(3) * factorial(2) ** 3,
@@ -52,7 +49,7 @@ ORDERS = {
 SOUND = (
     *("relu_mlp", "tanh_mlp", "conv_bn_relu_conv", "grouped_conv", "downsample_block", "swiglu", "deep_linear"),
     *("attention_grouped", "attention_latent", "attention_written_out", "attention_rotary_normed"),
-    *("llama_tied", "llama", "gpt2", "group_norm_linear", "experts", "routed_top_2_gated_with_biases", "weight_norm_of_rows"),
+    *("llama_tied", "gpt2", "experts", "routed_top_2_gated_with_biases", "weight_norm_of_rows"),
 )
 
 
@@ -99,7 +96,8 @@ def test_a_sign_does_not_pass_a_relu() -> None:
     inputs = torch.randn(7, 5, dtype=torch.float64)
     graphs = [nf.trace(model, inputs) for model in (tanh, relu)]
     signed, plain = map(nf.discrete_symmetries, graphs)
-    assert [f.kind for f in signed] == ["permutation", "sign"] and [f.kind for f in plain] == ["permutation"]
+    assert [f.kind for f in signed] == ["permutation", "sign"]
+    assert [f.kind for f in plain] == ["permutation"]
     point = {n: p.detach() for n, p in relu.named_parameters()}
     moved = signed.transform(point, GroupElement((signed[0].identity, (0, 1, 0, 0, 0, 0))))
     assert change(Probe(relu, inputs), point, moved) > 1e-3
@@ -157,11 +155,12 @@ def test_running_statistics_go_along() -> None:
     found = nf.discrete_symmetries(nf.trace(model, images))
     other, forgetful = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     element = found.random(0)
-    other.load_state_dict(found.transform(dict(model.state_dict()), element))
-    forgetful.load_state_dict(found.transform({n: p.detach() for n, p in model.named_parameters()}, element), strict=False)
-    want = model.eval()(images)
-    assert float((other(images) - want).abs().max() / want.abs().max()) < EXACT
-    assert float((forgetful(images) - want).abs().max() / want.abs().max()) > 1e-3
+    point = {n: p.detach() for n, p in model.named_parameters()}
+    other.load_state_dict(found.transform(point | dict(model.named_buffers()), element))
+    forgetful.load_state_dict(found.transform(point, element), strict=False)
+    want = model.eval()(images).detach()
+    assert float((other(images).detach() - want).abs().max() / want.abs().max()) < EXACT
+    assert float((forgetful(images).detach() - want).abs().max() / want.abs().max()) > 1e-3
 
 
 def test_orders_at_real_size() -> None:
@@ -180,7 +179,7 @@ def test_orders_at_real_size() -> None:
 
 def test_orders_of_transformers_at_real_width() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'models' has it)")
-    tokens, layers = torch.zeros(1, 8, dtype=torch.long, device="meta"), 2
+    tokens, layers = torch.zeros(1, 8, dtype=torch.long, device="meta"), 1
     with torch.device("meta"):
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=layers, use_cache=False))
         sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 99}
@@ -195,7 +194,7 @@ def test_orders_of_transformers_at_real_width() -> None:
 def test_an_element_of_another_group_and_symbolic_sizes_are_refused() -> None:
     _, found = probed("relu_mlp")
     _, other = probed("tanh_mlp")
-    with pytest.raises(GraphError, match="another group|lengths"):
+    with pytest.raises(GraphError, match="another group"):
         found.transform({}, other.random(0))
     with pytest.raises(GraphError, match="not among the parameters"):
         found.transform({}, found.random(0))
