@@ -120,7 +120,7 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
 
     Sound: every element leaves the outputs (or the loss) unchanged for every input. Not claimed: that there are no others. Not found:
     experts that data choose (top k), states of LSTM and GRU layers, heads that are cut out one by one, functions that are odd only up to
-    a shift (sigmoid).
+    a shift (sigmoid). With active dropout the outputs are the same in distribution, since masks are not permuted.
 
     What is counted are components: along an index that carries continuous rotations (linear layers between one another, queries and keys
     or values and outputs of a head, the stream of a network with normalisations) even permutations and even numbers of signs are
