@@ -108,7 +108,8 @@ def _rows(placed: Placed, tensors: Tensors) -> Tensor:
     """The block with the factor's indices first and all others flat behind them."""
     block = placed.patch.view(tensors[placed.parameter])
     moved = block.movedim(placed.places, tuple(range(len(placed.places))))
-    return moved.reshape(*moved.shape[: len(placed.places)], -1)
+    rows: Tensor = moved.reshape(*moved.shape[: len(placed.places)], -1)
+    return rows
 
 
 def _places(factor: Factor) -> frozenset[tuple[str, Patch, int]]:

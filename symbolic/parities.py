@@ -60,7 +60,7 @@ def kernel(equations: Sequence[Iterable[U]], targets: Sequence[U]) -> list[froze
 
     Examples
     --------
-    >>> kernel([{"a", "x"}, {"x", "b", "c"}], ["a", "b", "c", "d"]) == [frozenset("d"), frozenset("ab"), frozenset("ac")]
+    >>> kernel([{"a", "x"}, {"x", "b", "c"}], ["a", "b", "c", "d"]) == [frozenset("d"), frozenset("ac"), frozenset("bc")]
     True
     """
     ties = _Ties[U]()
