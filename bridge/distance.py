@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.canonical import canonical_form
-from noetherflow.bridge.group_elements import Element, Tensors
-from noetherflow.bridge.minimum_norm import stacked
+from noetherflow.bridge.group_elements import Tensors
 from noetherflow.bridge.orbits import Left, Orbit, Source, orbit_of
-from noetherflow.symbolic.symmetries import Symmetry
-
-SWEEPS = 50
-SETTLED = 1e-12  # a sweep that gains less than this share of the squared distance is the last
+from noetherflow.bridge.weight_matching import matched
+from noetherflow.symbolic.discrete import DiscreteSymmetries
 
 
 class Distance(float):
@@ -46,8 +43,9 @@ def distance(
     scale_norm: float = 1.0,
     strict: bool = True,
     approximate: bool = False,
+    discrete: DiscreteSymmetries | None = None,
 ) -> Distance:
-    """How far two models are apart, modulo the continuous symmetries of their parameters.
+    """How far two models are apart, modulo the continuous symmetries of their parameters, and discrete ones if they are given.
 
     d(a, b) = min over K of ‖a* - k b*‖, where a* and b* are the canonical points of the two orbits (`noetherflow.canonical`): shifts
     removed, pure scales at norm `scale_norm`, rescalings and GL(n) balanced. At balanced points only rotations K of linear axes are left,
@@ -56,7 +54,8 @@ def distance(
 
     The minimum over K is sought from the canonical frames by alternating orthogonal Procrustes problems. Where linear families share no
     parameter it is exact; where they do (three linear layers in a row) it is a local minimum, hence an upper bound. Permutations and
-    signs of units are not divided out: two models that differ by them have a positive distance.
+    signs of units are divided out if `discrete` is given, by the matching of `noetherflow.align`: an upper bound, zero on one orbit unless
+    rows tie; otherwise two models that differ by them have a positive distance.
 
     Parameters
     ----------
@@ -66,6 +65,8 @@ def distance(
         Of either model; see `noetherflow.rebalance`.
     scale_norm, strict, approximate
         As for `noetherflow.canonical`.
+    discrete : DiscreteSymmetries, optional
+        ``nf.discrete_symmetries(graph)``: divide these out as well.
 
     Returns
     -------
@@ -88,38 +89,12 @@ def distance(
     """
     orbits = [orbit_of(model, symmetries, approximate=approximate) for model in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
-    rotated = _rotated(orbits[0].of_form("matrix"), forms[0].tensors, forms[1].tensors)
-    here, there = (_all(orbit, tensors) for orbit, tensors in zip(orbits, (forms[0].tensors, rotated), strict=True))
-    parts = {name: float((here[name] - there[name].to(here[name].device)).norm()) for name in here}
+    fixed, there = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
+    _, there = matched(tuple(discrete or ()), orbits[0].of_form("matrix"), fixed, there)
+    parts = {name: float((fixed[name] - there[name].to(fixed[name].device)).norm()) for name in fixed}
     return Distance(parts, {**forms[0].left, **forms[1].left})
 
 
-def _all(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:
+def all_parameters(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:
     """All parameters in float64, those that the families move as given."""
     return {name: p.detach().to(torch.float64) for name, p in orbit.model.named_parameters()} | dict(tensors)
-
-
-def _rotated(families: Sequence[Symmetry], fixed: Tensors, tensors: Tensors) -> Tensors:
-    """Tensors rotated along linear axes towards fixed ones, one family at a time until nothing is gained."""
-    gap = _gap(fixed, tensors)
-    for _ in range(SWEEPS if families else 0):
-        before = gap
-        for family in families:
-            turned = _procrustes(family, fixed, tensors).act(tensors)
-            if (closer := _gap(fixed, turned)) < gap:  # where one parameter has the axis twice, the closed form need not gain
-                tensors, gap = turned, closer
-        if before - gap <= SETTLED * before:
-            break
-    return tensors
-
-
-def _gap(a: Tensors, b: Tensors) -> float:
-    return sum(float((a[name] - b[name]).square().sum()) for name in a)
-
-
-def _procrustes(family: Symmetry, fixed: Tensors, tensors: Tensors) -> Element:
-    """The rotation O that brings O b nearest to a: the orthogonal factor of Σ a bᵀ."""
-    cross = stacked(family, fixed, family.actions) @ stacked(family, tensors, family.actions).mT
-    u, _, vh = torch.linalg.svd(cross)
-    rotation = u @ vh
-    return Element(family, rotation, rotation.mT)

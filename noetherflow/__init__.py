@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
+    from noetherflow.bridge.align import align
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from noetherflow.numeric import data, ensembles, models, statistics
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
+    from noetherflow.symbolic.discrete import discrete_symmetries
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
@@ -43,6 +45,7 @@ __version__: Final = "0.1.0"
 __all__ = [
     "ArchitectureGraph",
     "__version__",
+    "align",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -50,6 +53,7 @@ __all__ = [
     "currents",
     "data",
     "derive",
+    "discrete_symmetries",
     "distance",
     "ensembles",
     "fold_gains",
@@ -75,6 +79,7 @@ __all__ = [
 _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
+        "align": ("noetherflow.bridge.align", "align"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
@@ -82,6 +87,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
+        "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),

@@ -103,7 +103,7 @@ def _scales_and_rotations(program: Program, wanted: frozenset[Atoms], writer: Wr
     return scales + rotations
 
 
-def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) -> Program:
+def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None, *, discrete: bool = False) -> Program:
     """Write a graph in primitives; nodes that reach neither an output nor a loss are left out.
 
     Parameters
@@ -111,11 +111,13 @@ def lower(graph: ArchitectureGraph, replaced: Mapping[str, Rule] | None = None) 
     graph : ArchitectureGraph
     replaced : mapping of str to rule, optional
         Node -> the rule by which it is read instead of its operation's (`noetherflow.symbolic.broken`).
+    discrete : bool
+        Whether it is read for permutations, which pass where no scale does.
     """
     if not len(graph):
         raise GraphError("The graph is empty. Trace a model with noetherflow.trace, or add operations.")
     graph.validate()
-    program = Program(alone=_picked_alone(graph))
+    program = Program(alone=_picked_alone(graph), discrete=discrete)
     values = program.values
     sinks = [n for n in graph if graph.out_degree(n) == 0]
     ends = [n for n in sinks if graph.nodes[n]["operation"] in ("output", "cross_entropy", "mean_square")] or sinks

@@ -75,7 +75,8 @@ class Program:
 
     `probabilities` are tensors that sum to one along an axis; `alone` are nodes whose tensor of indices no other node picks by; `made`
     tells which tensor a node of the graph gives, `values` with which axes; `unread` are nodes whose result has axes of its own, because
-    they have no rule or their sizes do not fit it.
+    they have no rule or their sizes do not fit it. `discrete` says that it is read for permutations, which a softmax hands on: else what it
+    makes is fixed.
     """
 
     table: AxisTable = field(default_factory=AxisTable)
@@ -87,6 +88,7 @@ class Program:
     made: dict[str, int] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    discrete: bool = False
     _roots: Iterator[int] = field(default_factory=count)
     _spread: dict[int, tuple[Value, dict[Axis, Axis]]] = field(default_factory=dict)  # data that repeat others, and along which axes not
     _closed: dict[tuple[int, Pick], tuple[int, Contract]] = field(default_factory=dict)  # the steps that sum chosen indices
@@ -174,7 +176,7 @@ class Program:
         """Normalise along axes `over`; the result can be neither scaled nor shifted, only rotated along them."""
         kept = [str(i) for i in range(len(x.axes)) if i not in over]
         x = self._closed_outside(node, x, [str(i) for i in range(len(x.axes))], kept)
-        result = self.value(x.axes, fixed=x.fixed or not scale, picks=x.picks)
+        result = self.value(x.axes, fixed=x.fixed or not (scale or self.discrete), picks=x.picks)
         along = frozenset(str(i) for i in over)
         out, operand = _alike(result, x)
         self.steps.append(Normalize(node, out, operand, along, scale, shift, eps))
