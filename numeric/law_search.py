@@ -82,6 +82,7 @@ def search(draw: Draw, variables: int, degree: int, prime: int) -> Solutions:
     --------
     The rotation (x, y) -> (-y, x) conserves x^2 + y^2.
 
+    >>> import torch
     >>> def draw(number):
     ...     x, y = number**2 + 2.0, 1.0 - 5.0 * number
     ...     return torch.tensor([x, y], dtype=torch.float64), torch.tensor([[-y, x]], dtype=torch.float64)

@@ -10,6 +10,7 @@ import pytest
 import sympy as sp
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.func import grad, vmap
 
 from noetherflow.numeric import brackets, hashed
@@ -122,8 +123,8 @@ def test_brackets_are_those_of_the_formula() -> None:
     point = {"t": torch.tensor([2.0, -3.0, 5.0], dtype=torch.float64)}
     values = dict(zip(symbols, (2, -3, 5), strict=True))
     z, x, y = coefficients.to(torch.float64)
-    once = brackets.nested(function, 1)(point, (x, y))["t"]
-    twice = brackets.nested(function, 2)(point, (z, (x, y)))["t"]
+    once = brackets.nested(grad(function), 1)(point, (x, y))["t"]
+    twice = brackets.nested(grad(function), 2)(point, (z, (x, y)))["t"]
     assert once.tolist() == [float(v) for v in bracket(fields[1], fields[2]).subs(values)]
     assert twice.tolist() == [float(v) for v in bracket(fields[0], bracket(fields[1], fields[2])).subs(values)]
 
