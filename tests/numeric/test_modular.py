@@ -10,7 +10,6 @@ import pytest
 import sympy as sp
 import torch
 from torch import Tensor
-from torch.func import grad
 from torch.func import grad, vmap
 
 from noetherflow.numeric import brackets, hashed
