@@ -25,7 +25,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from noetherflow.bridge.counted_flows import Conserved, CountedFlow, Gradient, MirrorFlow, Momentum
+from noetherflow.bridge.conserved import Conserved, CountedFlow
+from noetherflow.bridge.counted_flows import Gradient, Momentum, under
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.law_verdict import GAP, Completeness, Mode, verdict
@@ -39,7 +40,7 @@ from noetherflow.errors import ModelError
 from noetherflow.numeric.modular import PRIMES, ContractionTooLong, NotPolynomial
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws, derive
-from noetherflow.symbolic.metrics import Mirror
+from noetherflow.symbolic.metrics import Mirror, Natural
 
 POINTS: Final = 2  # in float64
 TRIES: Final = 4
@@ -52,7 +53,7 @@ def completeness(
     loss: Loss = None,
     kwargs: Mapping[str, Any] | None = None,
     laws: Sequence[Law] | None = None,
-    metric: Mirror | None = None,
+    metric: Mirror | Natural | None = None,
     friction: int | None = None,
     without_eps: bool = False,
     twin: bool | None = None,
@@ -69,8 +70,8 @@ def completeness(
         As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
     laws : sequence of Law, optional
         To be checked in place of those that `noetherflow.derive` finds, under gradient flow.
-    metric : Mirror, optional
-        Count along the gradient flow of this metric (`noetherflow.symbolic.metrics`: Mirror, Diagonal) instead of the Euclidean one.
+    metric : Mirror or Natural, optional
+        Count along the gradient flow of this metric (`noetherflow.metrics`: Mirror, Diagonal, Natural) instead of the Euclidean one.
     friction : int, optional
         Count along the momentum flow θ'' + γ θ' + ∇f = 0 with this γ: laws may depend on time and velocity, and there are 2 D + 1
         coordinates.
@@ -141,14 +142,14 @@ def _too_large(graph: ArchitectureGraph) -> bool:
         return False  # the graph does not hold enough: the module itself is run
 
 
-def dynamics_for(metric: Mirror | None, friction: int | None, *, given: bool) -> CountedFlow:
+def dynamics_for(metric: Mirror | Natural | None, friction: int | None, *, given: bool) -> CountedFlow:
     """The flow that is asked for."""
     if metric is not None and friction is not None:
         raise ModelError("Give a metric or a friction: laws of a momentum flow are counted under the Euclidean metric.")
     if given and (metric is not None or friction is not None):
         raise ModelError("Laws given by hand are checked under gradient flow; leave metric and friction out.")
     if metric is not None:
-        return MirrorFlow(metric)
+        return under(metric)
     return Gradient() if friction is None else Momentum(friction)
 
 

@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.counted_flows import Conserved, CountedFlow, Gradient, gradient_rows
+from noetherflow.bridge.conserved import Conserved, CountedFlow, gradient_rows
+from noetherflow.bridge.counted_flows import Gradient
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.numeric import brackets
 from noetherflow.numeric.brackets import Params

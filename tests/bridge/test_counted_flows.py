@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 from noetherflow.bridge.certificate import Certificate
 from noetherflow.bridge.completeness import completeness
-from noetherflow.bridge.counted_flows import Gradient, MirrorFlow, Momentum, dynamics_of
+from noetherflow.bridge.counted_flows import Gradient, Momentum, dynamics_of
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.law_verdict import Completeness
+from noetherflow.bridge.metric_flows import MirrorFlow
 from noetherflow.bridge.rechecking import check_certificate
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError, ReportError, RuleError
+from noetherflow.numeric.brackets import Params, rows
+from noetherflow.numeric.functional_rank import numerical_rank
 from noetherflow.numeric.modular import PRIMES
 from noetherflow.symbolic.laws import derive
-from noetherflow.symbolic.metrics import ARGUMENT, ENTROPY, Diagonal, Mirror
+from noetherflow.symbolic.metrics import ARGUMENT, ENTROPY, Adam, Diagonal, Mirror, Natural
 from noetherflow.symbolic.potentials import read_potential
 
 ENTROPIC = Mirror(ENTROPY)
@@ -101,6 +105,44 @@ def test_mirror_flows() -> None:
     convex = Mirror(ARGUMENT**2 / 2, {"u": ENTROPY})
     network = count(Convex(2, 3), 2, metric=convex)
     assert (network.laws_possible, network.complete, network.mode) == (3, True, "proved")
+
+
+def preconditioned(blocks: Sequence[Sequence[int]], samples: int, seed: int) -> Tensor:
+    """Brackets of fields -(F + ε)⁻¹ g of U V with F = E[g gᵀ] over samples, in the given blocks, at one point: rows, unit length."""
+    point = {"t": torch.tensor([0.9, -0.7, 1.3, 0.4, -1.1, 0.8], dtype=torch.float64)}
+
+    def gradient(t: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return torch.func.grad(lambda p: w * (x @ p[:4].view(2, 2) @ p[4:]))(t)
+
+    def field(theta: Params, sample: dict[str, Tensor]) -> Params:
+        each = torch.func.vmap(gradient, in_dims=(None, 0, 0))(theta["t"], sample["x"], sample["w"])
+        mean, fisher = each.mean(0), each.T @ each / samples
+        parts = [torch.linalg.solve(fisher[b][:, b] + 0.3 * torch.eye(len(b), dtype=torch.float64), mean[b]) for b in map(list, blocks)]
+        order = torch.tensor([i for b in blocks for i in b]).argsort()
+        return {"t": torch.cat(parts)[order]}
+
+    drawn = torch.Generator().manual_seed(seed)
+
+    def batches() -> dict[str, Tensor]:
+        x, w = (torch.randn(40, samples, *shape, generator=drawn, dtype=torch.float64) for shape in ((2,), ()))
+        return {"x": x, "w": w}
+
+    found = [rows(field, point, 0, batches()), rows(field, point, 1, (batches(), batches()))]
+    return torch.nn.functional.normalize(torch.cat(found))
+
+
+def test_natural_gradient_has_the_laws_of_gradient_flow() -> None:
+    """Counted on the gradients' fields, and seen on its own: three laws of U v with two hidden units; layer by layer they are lost."""
+    found = count(Factors(2, 2, 3), 2, metric=Natural())
+    assert (found.laws_found, found.laws_possible, found.complete, found.mode) == (6, 6, True, "proved")
+    assert str(check_certificate(Certificate.read(found.certificate.text()))) == str(found)
+    whole, layered = (numerical_rank(preconditioned(blocks, 3, 0)) for blocks in ([range(6)], [range(4), range(4, 6)]))
+    assert (6 - whole[0], 6 - layered[0]) == (3, 0)
+    assert min(whole[1], layered[1]) > 1e5
+    with pytest.raises(ModelError, match="whole Fisher"):
+        count(Factors(2, 2, 3), 2, metric=Natural(blocks=[frozenset({"u"})]))
+    with pytest.raises(ModelError, match="Laws are counted under"):
+        count(Factors(2, 2, 3), 2, metric=Adam())
 
 
 def test_step_sizes_of_groups_change_the_charges_not_their_number() -> None:
