@@ -15,6 +15,8 @@ from itertools import islice
 from math import prod
 from typing import Any, Final
 
+from torch.func import vmap
+
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.twin_tables import fill
@@ -162,9 +164,10 @@ def mode_of(graph: ArchitectureGraph) -> str:
     fill(whole)
     sampling = Sampling(whole, "0", "free", PRIMES[-1])
     try:
-        sample, _ = sampling.samples(0, 0, 1)
+        samples, _ = sampling.samples(0, 0, 1)
+        theta, _ = sampling.theta, sampling.held  # made before arithmetic is modulo the prime
         with Modulo(PRIMES[-1]):
-            sampling.scalar(sampling.theta, sample)
+            vmap(sampling.scalar, in_dims=(None, 0))(theta, samples)
     except NotPolynomial:
         return "numerical"
     except ContractionTooLong:

@@ -162,6 +162,14 @@ def test_families_that_differ_are_named() -> None:
     assert "linear of layers.0.weight, layers.1.weight" in difference(deep, wide)
 
 
+def test_what_can_be_counted_exactly_is_not_made_smaller() -> None:
+    """Above the limit in float64 and below that of exact arithmetic the network itself is counted."""
+    linear = mlp(30, 22, 30, activation="linear", bias=False)
+    assert (mode_of(linear), mode_of(mlp(30, 22, 30, activation="gelu"))) == ("proved", "numerical")
+    found = nf.completeness(linear)
+    assert (found.twin, found.parameters, found.laws_possible, found.complete) == (None, 1320, 22 * 23 // 2, True)
+
+
 def test_another_network_is_no_twin() -> None:
     twin = nf.twin(mlp(60, 40, 30))
     assert twin.given == {}
