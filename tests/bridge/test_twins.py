@@ -126,7 +126,7 @@ def test_a_large_perceptron_is_counted_for_its_twin_and_the_certificate_says_so(
 @pytest.mark.nightly
 def test_a_residual_convolutional_network_of_real_width_is_proved_for_its_twin() -> None:
     found = nf.completeness(Residual(), torch.zeros(8, 3, 8, 8))
-    assert (found.complete, found.mode, found.laws_found) == (True, "proved", 18), found
+    assert (found.complete, found.mode, found.laws_found) == (True, "proved", 23), found
     assert "twin of smaller width (306,698 parameters" in found.assumption
 
 
