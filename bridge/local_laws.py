@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from noetherflow.bridge.missing_laws import described
 from noetherflow.bridge.trace import Loss, trace
-from noetherflow.bridge.unexplained import INDEPENDENT, Unexplained, flat, readout_of, reduced, split, tangents, unexplained
+from noetherflow.bridge.unexplained import INDEPENDENT, Unexplained, flat, readout_of, split, tangents, unexplained
 from noetherflow.numeric import hashed
-from noetherflow.numeric.functional_rank import FunctionalRank, jacobian_rows
+from noetherflow.numeric.functional_rank import FunctionalRank, jacobian_rows, reduced
 from noetherflow.symbolic.gauge import symmetries
 
 POINTS: Final = 3

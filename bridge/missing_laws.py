@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noetherflow.bridge.law_counts import Count
 from noetherflow.numeric.elimination import Echelon, fraction
+from noetherflow.numeric.functional_rank import reduced
 from noetherflow.numeric.lie_rank import FloatSpace
 
 ORDERS: Final = 24
@@ -29,7 +30,7 @@ def missing_directions(count: Count) -> tuple[dict[str, Tensor], ...]:
     """
     space = count.space
     if isinstance(space, FloatSpace):
-        rows = _reduced(_outside(space.null_space(), count.gradients))
+        rows = reduced(_outside(space.null_space(), count.gradients))
         return tuple(_by_name(row, count.state) for row in rows)
     if space.rank + count.found >= count.coordinates:
         return ()
@@ -78,17 +79,6 @@ def _outside(null: Tensor, known: Tensor) -> Tensor:
     found = torch.linalg.svd(null, full_matrices=False)
     outside: Tensor = found.Vh[found.S > SMALL**0.5]
     return outside
-
-
-def _reduced(rows: Tensor) -> Tensor:
-    """The same row space; each row has one entry, the largest left, that no other row has."""
-    rows = rows.clone()
-    for i in range(len(rows)):
-        pivot = int(rows[i].abs().argmax())
-        rows[i] /= rows[i, pivot].clone()
-        others = torch.arange(len(rows)) != i
-        rows[others] -= rows[others, pivot].unsqueeze(1) * rows[i]
-    return rows
 
 
 def _by_name(row: Tensor, point: Mapping[str, Tensor]) -> dict[str, Tensor]:

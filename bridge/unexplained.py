@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noetherflow.bridge.trace import Loss, trace
 from noetherflow.errors import ModelError
-from noetherflow.numeric.functional_rank import jacobian_rows, null_space
+from noetherflow.numeric.functional_rank import jacobian_rows, null_space, reduced
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.symmetries import Symmetries
 
@@ -160,17 +160,6 @@ def split(row: Tensor, model: nn.Module, sizes: dict[str, int]) -> dict[str, Ten
     shapes = {n: p.shape for n, p in model.named_parameters()}
     pieces = zip(sizes, torch.split(row, list(sizes.values())), strict=True)
     return {n: piece.reshape(shapes[n]) for n, piece in pieces if bool((piece.abs() > INDEPENDENT).any())}
-
-
-def reduced(rows: Tensor) -> Tensor:
-    """The same row space in reduced form: each row has one entry, the largest left, that no other row has."""
-    rows = rows.clone()
-    for i in range(len(rows)):
-        pivot = int(rows[i].abs().argmax())
-        rows[i] /= rows[i, pivot].clone()
-        others = torch.arange(len(rows)) != i
-        rows[others] -= rows[others, pivot].unsqueeze(1) * rows[i]
-    return rows
 
 
 def _shares(missing: Tensor, sizes: dict[str, int]) -> dict[str, float]:

@@ -118,6 +118,21 @@ def null_space(matrix: Tensor) -> tuple[Tensor, float]:
     return torch.linalg.qr(vectors / lengths.unsqueeze(1))[0], gap
 
 
+def reduced(rows: Tensor) -> Tensor:
+    """The same row space in reduced form: each row has one entry, the largest left, that no other row has.
+
+    >>> reduced(torch.tensor([[1.0, 2.0], [1.0, 4.0]])).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    rows = rows.clone()
+    for i in range(len(rows)):
+        pivot = int(rows[i].abs().argmax())
+        rows[i] /= rows[i, pivot].clone()
+        others = torch.arange(len(rows)) != i
+        rows[others] -= rows[others, pivot].unsqueeze(1) * rows[i]
+    return rows
+
+
 def numerical_rank(matrix: Tensor) -> tuple[int, float]:
     """Rank of a matrix and the spectral gap there; rows and columns are brought to length one first, which changes no rank.
 

@@ -269,14 +269,15 @@ class Search:
         for start in sorted(starts, key=lambda c: -len(c.spectators)):
             if start in seen:
                 continue
-            component = self._component(start)
+            component = self.component(start)
             seen.update(component)
             places = {(c.root, c.block, c.index) for c in component if c.root in self.roots}
             if self.forbidden.isdisjoint(component) and not places & covered and (algebra := self._algebra(component)):
                 covered |= places
                 yield algebra
 
-    def _component(self, start: Carrier) -> dict[Carrier, None]:
+    def component(self, start: Carrier) -> dict[Carrier, None]:
+        """Every carrier that is joined to one, in the order in which they are met."""
         found, pending = {start: None}, [start]
         while pending:
             for edge in self.edges[pending.pop()]:
@@ -289,7 +290,7 @@ class Search:
         members = set(component)
         anchors = members & (self.normed | self.paired)
         start = next((c for c in component if c in anchors), next(iter(component)))
-        labels, signed, dressed = self._labelled(start)
+        labels, signed, dressed = self.labelled(start)
         plain = all(dressing == PLAIN for _, dressing in labels.values())
         if not dressed or any(labels[c][1] for c in anchors) or (not plain and not anchors & self.normed):
             return None
@@ -298,7 +299,7 @@ class Search:
         kinds = bool(anchors) or not signed, bool(members & self.centred), bool(members & self.paired)
         return Algebra(atom, spectators, kept, *kinds, frozenset(c.root for c in component))
 
-    def _labelled(self, start: Carrier) -> tuple[dict[Carrier, tuple[int, Dressing]], bool, bool]:
+    def labelled(self, start: Carrier) -> tuple[dict[Carrier, tuple[int, Dressing]], bool, bool]:
         """Sign and dressing of every carrier, and whether signs and dressings agree along every way."""
         labels, pending, signed, dressed = {start: (1, PLAIN)}, [start], True, True
         while pending:

@@ -53,6 +53,19 @@ def empty_columns(program: Program) -> list[Columns]:
     return list(search.columns())
 
 
+def agreeing(search: Search, begun: set[Carrier]) -> Iterator[tuple[Carrier, dict[Carrier, tuple[int, Dressing]]]]:
+    """Components that hold what was begun, meet nothing forbidden, and in which all that was begun carries the same matrix, undressed."""
+    seen: set[Carrier] = set()
+    for start in sorted(begun, key=str):
+        if start not in seen:
+            component = search.component(start)
+            seen.update(component)
+            labels, signed, dressed = search.labelled(start)
+            alike = all(labels[carrier] == (1, PLAIN) for carrier in component if carrier in begun)
+            if search.forbidden.isdisjoint(component) and signed and dressed and alike:
+                yield start, {carrier: labels[carrier] for carrier in component}
+
+
 @dataclass
 class _Search(Search):
     """The search for algebras, begun at what a normalisation gives instead of going through it."""
@@ -76,18 +89,10 @@ class _Search(Search):
                 self._forbid([out])
 
     def columns(self) -> Iterator[Columns]:
-        seen: set[Carrier] = set()
-        for start in sorted(self.begun, key=str):
-            if start in seen:
-                continue
-            component = self._component(start)
-            seen.update(component)
-            labels, signed, dressed = self._labelled(start)
-            alike = all(labels[carrier] == (1, PLAIN) for carrier in component if carrier in self.begun)
-            if self.forbidden.isdisjoint(component) and signed and dressed and alike:
-                found = Columns(self.atoms[start][0], {c: labels[c] for c in component if c.root in self.roots})
-                if self._are_seen(found):
-                    yield found
+        for start, labels in agreeing(self, self.begun):
+            found = Columns(self.atoms[start][0], {c: label for c, label in labels.items() if c.root in self.roots})
+            if self._are_seen(found):
+                yield found
 
     def _are_seen(self, columns: Columns) -> bool:
         """Whether readers see every vector a: with fewer rows than columns, some a only shift the bias."""

@@ -134,7 +134,7 @@ class InterchangeSearch(Search):
         for start in sorted(starts, key=lambda c: -len(c.spectators)):
             if start in seen:
                 continue
-            component = self._component(start)
+            component = self.component(start)
             seen.update(component)
             own = tuple(c for c in component if c.root in self.roots)
             places = {(c.root, c.block, c.index) for c in own}

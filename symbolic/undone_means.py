@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from noetherflow.symbolic.algebras import PLAIN, Carrier, Search
-from noetherflow.symbolic.empty_columns import Columns
+from noetherflow.symbolic.algebras import Carrier, Search
+from noetherflow.symbolic.empty_columns import Columns, agreeing
 from noetherflow.symbolic.ignored import Ignored
 from noetherflow.symbolic.primitives import Add, Cell, Normalize, Program, Term, cells
 
@@ -76,15 +76,7 @@ class _Search(Search):
 
     def columns(self) -> Iterator[Columns]:
         """The components; in them 1 stands for readers and -1 for what they read, as it is the transpose that acts."""
-        seen: set[Carrier] = set()
-        for start in sorted(self.begun, key=str):
-            if start in seen:
-                continue
-            component = self._component(start)
-            seen.update(component)
-            labels, signed, dressed = self._labelled(start)
-            alike = all(labels[carrier] == (1, PLAIN) for carrier in component if carrier in self.begun)
-            if self.forbidden.isdisjoint(component) and signed and dressed and alike:
-                members = {c: (-labels[c][0], labels[c][1]) for c in component if c.root in self.roots}
-                if {sign for sign, _ in members.values()} == {1, -1}:
-                    yield Columns(self.atoms[start][0], members)
+        for start, labels in agreeing(self, self.begun):
+            members = {c: (-sign, dressing) for c, (sign, dressing) in labels.items() if c.root in self.roots}
+            if {sign for sign, _ in members.values()} == {1, -1}:
+                yield Columns(self.atoms[start][0], members)
