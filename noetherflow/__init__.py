@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.orbit_profile import orbit_profile
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.rechecking import check_certificate
@@ -60,6 +61,7 @@ __all__ = [
     "local_laws",
     "metrics",
     "models",
+    "orbit_profile",
     "polynomial_laws",
     "rebalance",
     "rule_of",
@@ -94,6 +96,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
+        "orbit_profile": ("noetherflow.bridge.orbit_profile", "orbit_profile"),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
