@@ -211,7 +211,8 @@ class _Problem:
         gradients = self.samples(self.point)
         total = torch.stack([pairing(family, own, own) for own in _each(gradients)]).mean(0)
         found = projected(family, total)
-        return found / found.norm()
+        length: Tensor = found.norm()
+        return found / length
 
     def moments(self, gradients: Vectors) -> tuple[float, float]:
         """|ḡ|² and Tr Σ of single samples."""
@@ -252,7 +253,7 @@ def _profile(problem: _Problem, family: Symmetry, direction: Tensor, at: Floats)
         told = (*problem.moments(vmap(back.act)(gradients)), _sharpness(carried, problem.point))
         rows.append((*measured, *told))
     loss, square, noise, sharp, *told_columns = np.array(rows).T
-    predicted = dict(zip(("squared_gradient", "noise", "sharpness"), told_columns, strict=True))
+    predicted: dict[str, Floats] = dict(zip(("squared_gradient", "noise", "sharpness"), told_columns, strict=True))
     return OrbitProfile(family, direction, at, loss, square, noise, sharp, predicted, *_at_start(problem, family, direction, gradients))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
+    from noetherflow.bridge.dropout_penalty import dropout_penalty
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
@@ -56,6 +57,7 @@ __all__ = [
     "derive",
     "discrete_symmetries",
     "distance",
+    "dropout_penalty",
     "ensembles",
     "fold_gains",
     "local_laws",
@@ -91,6 +93,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "derive": ("noetherflow.symbolic.laws", "derive"),
         "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
+        "dropout_penalty": ("noetherflow.bridge.dropout_penalty", "dropout_penalty"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),

@@ -94,6 +94,7 @@ def largest_eigenvalue(product: Product, like: Vector, *, tolerance: float = TOL
     basis = [_flat(_start(like))]
     diagonal: list[float] = []
     beside: list[float] = []
+    residual = scale = 0.0
     for _ in range(min(size, MOST_STEPS)):
         image = _flat(product(_named(basis[-1], like)))
         if not bool(image.isfinite().all()):
@@ -102,13 +103,14 @@ def largest_eigenvalue(product: Product, like: Vector, *, tolerance: float = TOL
         value, weight, scale = _ritz(diagonal, beside, smallest)
         rest = _orthogonal(image, torch.stack(basis))
         beside.append(float(rest.norm()))
-        if beside[-1] * weight <= tolerance * scale:
+        residual = beside[-1] * weight
+        if residual <= tolerance * scale:
             return value
         basis.append(rest / beside[-1])
     raise RunError(
-        f"Lanczos' method did not converge in {len(diagonal)} steps: residual {beside[-1] * weight:.3g} of {scale:.3g}, "
+        f"Lanczos' method did not converge in {len(diagonal)} steps: residual {residual:.3g} of {scale:.3g}, "
         f"with {tolerance:.3g} asked. Use float64, or a larger tolerance.",
-        residual=beside[-1] * weight,
+        residual=residual,
     )
 
 
@@ -143,5 +145,5 @@ def _flat(vector: Vector) -> Tensor:
 
 
 def _named(flat: Tensor, like: Vector) -> dict[str, Tensor]:
-    parts = flat.split([t.numel() for t in like.values()])
+    parts = torch.split(flat, [t.numel() for t in like.values()])
     return {name: part.view(t.shape).to(t.dtype) for (name, t), part in zip(like.items(), parts, strict=True)}
