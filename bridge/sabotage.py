@@ -6,18 +6,21 @@ Each sabotage changes one thing by little, in the law or in the run; the verdict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Final, TypeVar
 
 import sympy as sp
 import torch
 from torch import nn
 
+from noetherflow.bridge.asymmetric import held_weights
 from noetherflow.bridge.momentum_monitor import Carried
 from noetherflow.bridge.prediction import Prediction
 from noetherflow.errors import RunError
 from noetherflow.symbolic.laws import Law
 from noetherflow.symbolic.momenta import MomentumLaw
+from noetherflow.symbolic.symmetries import Symmetry
 
 AnyLaw = TypeVar("AnyLaw", Law, MomentumLaw)
 
@@ -29,7 +32,11 @@ SABOTAGES: Final[dict[str, str]] = {
     "generator": "one coefficient of each generator is off by 0.001",
     "untie": "a shared weight is copied for one of its uses after the laws were derived",
     "eps": "the current of the normalisations' eps is left out",
+    "hold": "a few weights are held where they are, as in a twin without symmetries, after the laws were derived",
 }
+
+HELD: Final = 500
+"""Families of that many generators in all are removed: enough to be seen, soon found in a large network."""
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Sabotage:
     """
 
     kind: str
+    _held: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in SABOTAGES:
@@ -93,9 +101,17 @@ class Sabotage:
             chosen = weights[len(weights) // 2]
             if chosen.grad is not None:
                 chosen.grad.mul_(1.001)
+        if self.kind == "hold":
+            for name, parameter in model.named_parameters():
+                if name in self._held and parameter.grad is not None:
+                    parameter.grad.masked_fill_(self._held[name].to(parameter.device), 0.0)
 
-    def run(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def run(self, model: nn.Module, optimizer: torch.optim.Optimizer, families: Sequence[Symmetry]) -> None:
         """Change the model after its laws were derived."""
+        if self.kind == "hold":
+            totals = accumulate(int(f.dimension) for f in families)
+            chosen = [f for f, total in zip(families, totals, strict=True) if total <= HELD] or list(families[:1])
+            self._held, _ = held_weights(model, chosen)
         if self.kind != "untie":
             return
         for parent, name, child in _second_uses(model):

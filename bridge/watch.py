@@ -183,7 +183,7 @@ class Watch:
         if self._pending is not None:
             self._load(self._pending)
         if self.sabotage:
-            self.sabotage.run(self.model, self.optimizer)
+            self.sabotage.run(self.model, self.optimizer, [law.symmetry for law in members])
 
     def _note_autocast(self, model: nn.Module, args: Any) -> None:
         kind = next(self.model.parameters()).device.type

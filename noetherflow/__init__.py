@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.asymmetric import without_symmetries
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -77,6 +78,7 @@ __all__ = [
     "verify",
     "verify_drift",
     "watch",
+    "without_symmetries",
 ]
 
 # Public name -> (module, attribute); an empty attribute means the module itself.
@@ -113,6 +115,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "verify": ("noetherflow.bridge.verify", "verify"),
         "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),
         "watch": ("noetherflow.bridge.watch", "watch"),
+        "without_symmetries": ("noetherflow.bridge.asymmetric", "without_symmetries"),
     }
 )
 

@@ -68,6 +68,7 @@ def test_every_sabotage_of_a_real_run_is_caught_and_named(kind: str) -> None:
             "sign": {"scale", "rescale"},
             "generator": {"rescale", "translation"},
             "eps": {"scale"},
+            "hold": {"scale", "rescale", "translation"},
         }[kind]
     )
     if kind == "gradient":
