@@ -28,7 +28,10 @@ class Attention(nn.Module):
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "relu": (lambda: nf.models.MLP([5, 8, 3]), (200, 5)),
     "linear": (lambda: nn.Sequential(nn.Linear(5, 2), nn.Linear(2, 3)), (200, 5)),
-    "three layers": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(), nn.Linear(5, 6), nn.LeakyReLU(), nn.Linear(6, 2)), (200, 4)),
+    "three layers": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 6), nn.LeakyReLU(0.2), nn.Linear(6, 2)),
+        (200, 4),
+    ),
     "convolution": (lambda: nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), (200, 1, 6)),
     "attention": (Attention, (40, 5, 4)),
     "tanh": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)), (200, 5)),
@@ -38,11 +41,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def net(name: str) -> tuple[nn.Module, Tensor]:
     torch.default_generator.manual_seed(0)
     make, shape = NETS[name]
-    model = make().double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64))  # general position: units that are sometimes on
-    return model, torch.randn(shape, dtype=torch.float64)
+    return make().double(), 4 * torch.randn(shape, dtype=torch.float64)  # wide: each unit is on for some samples and off for others
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
