@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
     from noetherflow.bridge.asymmetric import without_symmetries
+    from noetherflow.bridge.between_steps import between_steps
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -49,6 +50,7 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "between_steps",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -86,6 +88,7 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "between_steps": ("noetherflow.bridge.between_steps", "between_steps"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
