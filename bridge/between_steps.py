@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.group_elements import Element
-from noetherflow.bridge.orbits import Moved, Orbit, Source, orbit_of
+from noetherflow.bridge.orbits import Left, Moved, Orbit, Source, orbit_of
 from noetherflow.bridge.rebalance import rebalance
 from noetherflow.bridge.teleport import Objective, teleport
 from noetherflow.errors import ModelError
@@ -62,7 +62,8 @@ class BetweenSteps:
         self._model, self._options, self._steps = orbit.model, options, 0
         families = [f for f in orbit.families if not (f.matrix and self._keeps_squares())]
         self._symmetries = Symmetries(families, {}, {})
-        self.left = {**orbit.left, **{f: "averages of squares cannot be carried by matrices" for f in orbit.families if f not in families}}
+        self.left: Left = dict(orbit.left)
+        self.left |= {f: "averages of squares cannot be carried by matrices" for f in orbit.families if f not in families}
         self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def __enter__(self) -> BetweenSteps:
