@@ -1,8 +1,8 @@
 """Train, and hold every step's change of the loss to the energy balance derived from the optimizer's update equations.
 
-The derivation (`noetherflow.symbolic.energy`) splits f(θ') - f(θ) into first-order terms, one for each mechanism, and the curvature with all
-higher orders. Measured are ∇f, the buffers and the curvature along the step; never the change itself. Where the network has kinks, as with
-ReLU, their part is booked: the work of the gradient along the step, less what a smooth function would have.
+The derivation (`noetherflow.symbolic.energy`) splits f(θ') - f(θ) into first-order terms, one for each mechanism, and the curvature
+with all higher orders. Measured are ∇f, the buffers and the curvature along the step; never the change itself. Where the network has kinks,
+as with ReLU, their part is booked: the work of the gradient along the step, less what a smooth function would have.
 """
 
 from __future__ import annotations

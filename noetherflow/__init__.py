@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
+    from noetherflow.bridge.energy_balance import energy_balance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, models, statistics
+    from noetherflow.numeric.tangent_kernel import neural_tangent_kernel
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
+    from noetherflow.symbolic.norm_bounds import norm_bounds
 
 __version__: Final = "0.1.0"
 
@@ -55,11 +58,14 @@ __all__ = [
     "derive",
     "discrete_symmetries",
     "distance",
+    "energy_balance",
     "ensembles",
     "fold_gains",
     "local_laws",
     "metrics",
     "models",
+    "neural_tangent_kernel",
+    "norm_bounds",
     "polynomial_laws",
     "rebalance",
     "rule_of",
@@ -89,11 +95,14 @@ _FRONT_DOOR: Final = MappingProxyType(
         "derive": ("noetherflow.symbolic.laws", "derive"),
         "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
+        "energy_balance": ("noetherflow.bridge.energy_balance", "energy_balance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
+        "neural_tangent_kernel": ("noetherflow.numeric.tangent_kernel", "neural_tangent_kernel"),
+        "norm_bounds": ("noetherflow.symbolic.norm_bounds", "norm_bounds"),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),

@@ -19,10 +19,10 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 Scalar = Callable[[Tensors], Tensor]
-NODES: Final = 10
+NODES: Final = 8
 MOST_PANELS: Final = 32
 SLOW: Final = 8.0
-"""Halving panels makes a smooth function's error fall by 2^20 in the end, one with kinks by 2 to 4: two falls below this tell kinks."""
+"""Halving panels makes a smooth function's error fall by 2^16 in the end, one with kinks by 2 to 4: two falls below this tell kinks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,12 @@ def segment(f: Scalar, start: Tensors, change: Tensors, *, accuracy: float = 0.0
 
 def _panels(f: Scalar, start: Tensors, change: Tensors, panels: int, nodes: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """(work, curvature) of each panel, shape (panels, 2)."""
-    points, weights = np.polynomial.legendre.leggauss(nodes)
     out = np.zeros((panels, 2))
     for k in range(panels):
-        for x, w in zip((points + 1) / 2, weights / 2, strict=True):
-            s = (k + float(x)) / panels
+        for x, w in unit_nodes(nodes):
+            s = (k + x) / panels
             first, second = _derivatives(f, start, change, s)
-            out[k] += np.array([first, (1 - s) * second]) * float(w) / panels
+            out[k] += np.array([first, (1 - s) * second]) * w / panels
     return out
 
 
@@ -111,3 +110,27 @@ def _derivatives(f: Scalar, start: Tensors, change: Tensors, at: float) -> tuple
         (first,) = torch.autograd.grad(value, s, create_graph=True)
         second = torch.autograd.grad(first, s, materialize_grads=True)[0] if first.requires_grad else torch.zeros_like(first)
     return float(first.detach()), float(second)
+
+
+def mean_gradient(f: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, nodes: int = 2 * NODES) -> Tensor:
+    """∫₀¹ ∇f(z + s (z' - z)) ds: the discrete gradient with f(z') - f(z) = ⟨mean gradient, z' - z⟩ (averaged vector field).
+
+    Exact for polynomials up to degree 2 `nodes`, to the error of the quadrature otherwise; for a square it is the gradient at the midpoint.
+
+    Examples
+    --------
+    >>> a, b = torch.tensor([1.0, 2.0]).double(), torch.tensor([3.0, -1.0]).double()
+    >>> mean_gradient(lambda z: (z**2).sum(), a, b).round(decimals=12).tolist()
+    [4.0, 1.0]
+    """
+    total = torch.zeros_like(start)
+    for s, w in unit_nodes(nodes):
+        z = (start + s * (end - start)).detach().requires_grad_()
+        total = total + w * torch.autograd.grad(f(z), z)[0]
+    return total
+
+
+def unit_nodes(nodes: int) -> list[tuple[float, float]]:
+    """Places and weights of Gauss and Legendre's rule on [0, 1]."""
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return [((1 + float(x)) / 2, float(w) / 2) for x, w in zip(points, weights, strict=True)]

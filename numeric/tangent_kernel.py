@@ -12,9 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from noetherflow.errors import ModelError, RunError
+from noetherflow.numeric.segments import NODES, unit_nodes
 
 Tensors = Mapping[str, Tensor]
 CHUNK = 32
@@ -27,6 +28,12 @@ def double_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
     state = {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
     state = {n: t.double() if t.is_floating_point() else t for n, t in state.items()}
     return {n: t for n, t in state.items() if n in trainable}, {n: t for n, t in state.items() if n not in trainable}
+
+
+def pushed(f: Callable[[Tensors], Tensor], point: Tensors, direction: Tensors) -> Tensor:
+    """J v of a function: the derivative by w of ⟨Jᵀ w, v⟩. Two backward passes, so every operation that trains will do."""
+    value, back = vjp(f, dict(point))
+    return grad(lambda w: sum((g * direction[n]).sum() for n, g in back(w)[0].items()))(torch.zeros_like(value))
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class TangentKernel:
 
     def pushed(self, direction: Tensors) -> Tensor:
         """J v: how outputs change along a change of parameters, shape (n,)."""
-        return jvp(self.outputs, (dict(self.parameters),), (dict(direction),))[1]
+        return pushed(self.outputs, self.parameters, direction)
 
     def pulled(self, weights: Tensor) -> dict[str, Tensor]:
         """Jᵀ w: the gradient of ⟨w, outputs⟩, for w of shape (n,)."""
@@ -75,33 +82,46 @@ class TangentKernel:
         """K w without K: one pass back, one forward."""
         return self.pushed(self.pulled(weights))
 
+    def averaged_product(self, change: Tensors, weights: Tensor, nodes: int = 2 * NODES) -> Tensor:
+        """K̄ w with K̄ = J̄ Jᵀ, J at θ and J̄ = ∫ J(θ + s · change) ds, by Gauss and Legendre's rule of so many nodes.
+
+        One step of gradient descent, θ' = θ - η Jᵀ ∂f, moves outputs by -η K̄ ∂f and a loss by -η ⟨mean gradient, K̄ ∂f⟩, at any η; K̄ is
+        not symmetric.
+        """
+        direction, total = self.pulled(weights), torch.zeros_like(weights)
+        for s, w in unit_nodes(nodes):
+            total = total + w * self.at({n: p + s * change[n] for n, p in self.parameters.items()}).pushed(direction)
+        return total
+
     @cached_property
     def matrix(self) -> Tensor:
         """K, shape (n, n), symmetric; exact to rounding. Holds J of `chunk` samples, twice, and K."""
         return self._product(lambda sample: (self._jacobian(sample),) * 2)
 
     def velocity(self, direction: Tensors) -> Tensor:
-        """dK along a change v of parameters, J̇ Jᵀ + J J̇ᵀ with J̇ = (∂J) v, shape (n, n).
+        """Change of K along a change v of parameters, J̇ Jᵀ + J J̇ᵀ with J̇ = (∂J) v, shape (n, n).
 
         With v = -∇f it is the kernel's motion under gradient flow: zero for a network that is linear in its parameters, whose laws are
         then the same at all times.
         """
 
         def both(sample: Tensor) -> tuple[Tensor, Tensor]:
-            return jvp(lambda p: self._jacobian(sample, p), (dict(self.parameters),), (dict(direction),))
+            moved = jacrev(lambda p: pushed(lambda q: self._alone(sample, q), p, direction))(dict(self.parameters))
+            return self._jacobian(sample), self._flat(moved)
 
         half = self._product(both)
         return half + half.T
 
-    def _jacobian(self, sample: Tensor, parameters: Tensors | None = None) -> Tensor:
+    def _alone(self, sample: Tensor, parameters: Tensors) -> Tensor:
+        out: Tensor = functional_call(self.model, {**parameters, **self.constants}, (sample[None],))
+        return out.flatten()
+
+    def _jacobian(self, sample: Tensor) -> Tensor:
         """Shape (outputs of the sample, D)."""
+        return self._flat(jacrev(lambda p: self._alone(sample, p))(dict(self.parameters)))
 
-        def alone(p: Tensors) -> Tensor:
-            out: Tensor = functional_call(self.model, {**p, **self.constants}, (sample[None],))
-            return out.flatten()
-
-        found = jacrev(alone)(dict(parameters or self.parameters))
-        return torch.cat([found[name].flatten(1) for name in self.parameters], dim=1)
+    def _flat(self, jacobian: Tensors) -> Tensor:
+        return torch.cat([jacobian[name].flatten(1) for name in self.parameters], dim=1)
 
     def _product(self, pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         """A Bᵀ for (A, B) of every sample, by chunks."""
@@ -157,7 +177,9 @@ def neural_tangent_kernel(model: nn.Module, inputs: Tensor, *, chunk: int = CHUN
 
 def _check_separate(kernel: TangentKernel) -> None:
     """A sample alone must give what it gives in company; a norm over the batch is off by far more than the order of summation."""
-    normed = [m for m in kernel.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None)]
+    normed = [
+        m for m in kernel.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None)
+    ]
     if normed:
         raise ModelError("Outputs depend on the whole batch (a batch norm in training mode). Put the model in eval mode.", modules=normed)
     with torch.no_grad():
