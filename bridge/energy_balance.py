@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import sympy as sp
 import torch
@@ -32,6 +32,8 @@ from noetherflow.symbolic.forms import STEP, THETA, Form
 from noetherflow.symbolic.pairings import Vector
 
 Tensors = Mapping[str, Tensor]
+LONGEST: Final = 100_000
+"""Steps that false alarms are kept rare for where their number is not known."""
 
 
 def energy_balance(
@@ -68,7 +70,7 @@ def energy_balance(
     Raises
     ------
     RunError
-        If there are no batches, the loss is unknown, or the loss is not a function of the parameters (dropout).
+        If there are too few batches, the loss is unknown, or the loss is not a function of the parameters (dropout).
 
     Examples
     --------
@@ -83,16 +85,15 @@ def energy_balance(
     function = _function(loss)
     reader = reader_of(optimizer)
     names = {id(p): n for n, p in model.named_parameters()}
-    data = list(islice(batches, steps))
-    if not data:
-        raise RunError("There are no batches to train on. Give an iterable of (inputs, targets), and one step or more.")
-    sure = confidence(2 * len(data))
-    records = []
-    for step, batch in enumerate(shown(data, "training and balancing", total=len(data))):
+    sure = confidence(2 * (steps or LONGEST))
+    records: list[EnergyRecord] = []
+    for step, batch in enumerate(shown(islice(batches, steps), "training and balancing", total=steps)):
         run = _Step(model, optimizer, reader, names, function, batch, population or batch)
         if step == 0:
             _check_function(run)
         records.append(run.taken(step, sure))
+    if not records or len(records) < (steps or 0):
+        raise RunError(f"The batches ended after {len(records)} of {steps or 'one or more'} steps. Give more of them, or fewer steps.")
     return EnergyReport(tuple(records), " and ".join(dict.fromkeys(reader.form(o).name for o in optimizer.param_groups)))
 
 
@@ -175,7 +176,9 @@ class _Step:
         leaves = {name: p.clone().requires_grad_() for name, p in point.items()}
         seen: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise RunError(f"The model must return one tensor; it returned {type(output).__name__}. Wrap it so that it does.")
             seen.append(output)
 
         hook = self.model.register_forward_hook(keep)

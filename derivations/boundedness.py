@@ -37,6 +37,7 @@ import noetherflow as nf
 from noetherflow.numeric.palette import ACCENTS, BAD, GOOD, INK, MUTED, STYLE
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.symbolic.energy import SLOPE, Dot, loss_step
+from noetherflow.symbolic.laws import Laws
 from noetherflow.symbolic.norm_bounds import NormBounds, NormRelation, norm_bounds, norm_relations
 from noetherflow.symbolic.rules import sgd_form
 
@@ -75,7 +76,7 @@ def built(**options: object) -> Deep:
     return network
 
 
-def laws_of(network: nn.Module) -> nf.derive:
+def laws_of(network: nn.Module) -> Laws:
     return nf.derive(nf.trace(network, torch.zeros(2, 49)))
 
 
@@ -184,7 +185,7 @@ assert sp.simplify(descent.terms["gradient"].subs(Dot(SLOPE, SLOPE), square) + c
 # %%
 (batch,) = nf.data.fashion_mnist_subset().batches(200, seed=0, steps=1, dtype=torch.float64)
 PIXELS, LABELS = nn.functional.avg_pool2d(batch[0], 4).flatten(1), batch[1]
-RATE, STEPS = 0.03, 500
+RATE, STEPS = 0.03, 400
 
 
 class Run(NamedTuple):

@@ -38,7 +38,8 @@ class Segment:
     curvature : float
         ∫ (1 - s) φ'': the second-order term of Taylor's theorem, all higher orders included.
     quadrature : float
-        Estimated error of `work` and `curvature`: differences of two refinements, panel by panel, in absolute value.
+        Estimated error of `work` and `curvature`: differences of two refinements, panel by panel, in absolute value. Across kinks the
+        differences of the last two, as one may be small by chance; still an estimate, no bound.
     panels : int
         Of the finer refinement.
     """
@@ -85,10 +86,10 @@ def segment(f: Scalar, start: Tensors, change: Tensors, *, accuracy: float = 0.0
         apart = fine.reshape(panels, 2, 2).sum(1) - coarse
         error = float(np.abs(apart).sum(0).max())
         panels, coarse = 2 * panels, fine
-        slow, last = slow + (error > last / SLOW), error
+        slow, last, before = slow + (error > last / SLOW), error, last
         if error <= accuracy or panels >= most or slow > 1:
             work, curvature = (float(v) for v in fine.sum(0))
-            return Segment(slope, work, curvature, error, panels)
+            return Segment(slope, work, curvature, error + (before if slow > 1 else 0.0), panels)
 
 
 def _panels(f: Scalar, start: Tensors, change: Tensors, panels: int, nodes: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -32,8 +32,10 @@ def double_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 def pushed(f: Callable[[Tensors], Tensor], point: Tensors, direction: Tensors) -> Tensor:
     """J v of a function: the derivative by w of ⟨Jᵀ w, v⟩. Two backward passes, so every operation that trains will do."""
-    value, back = vjp(f, dict(point))
-    return grad(lambda w: sum((g * direction[n]).sum() for n, g in back(w)[0].items()))(torch.zeros_like(value))
+    found = vjp(f, dict(point))
+    value, back = found[0], found[1]
+    along: Tensor = grad(lambda w: sum((g * direction[n]).sum() for n, g in back(w)[0].items()))(torch.zeros_like(value))
+    return along
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TangentKernel:
 
     def pulled(self, weights: Tensor) -> dict[str, Tensor]:
         """Jᵀ w: the gradient of ⟨w, outputs⟩, for w of shape (n,)."""
-        _, back = vjp(self.outputs, dict(self.parameters))
+        back = vjp(self.outputs, dict(self.parameters))[1]
         found: dict[str, Tensor] = back(weights)[0]
         return found
 
@@ -96,7 +98,12 @@ class TangentKernel:
     @cached_property
     def matrix(self) -> Tensor:
         """K, shape (n, n), symmetric; exact to rounding. Holds J of `chunk` samples, twice, and K."""
-        return self._product(lambda sample: (self._jacobian(sample),) * 2)
+
+        def twice(sample: Tensor) -> tuple[Tensor, Tensor]:
+            found = self._jacobian(sample)
+            return found, found
+
+        return self._product(twice)
 
     def velocity(self, direction: Tensors) -> Tensor:
         """Change of K along a change v of parameters, J̇ Jᵀ + J J̇ᵀ with J̇ = (∂J) v, shape (n, n).
@@ -125,7 +132,7 @@ class TangentKernel:
 
     def _product(self, pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         """A Bᵀ for (A, B) of every sample, by chunks."""
-        parts = self.inputs.split(self.chunk)
+        parts = torch.split(self.inputs, self.chunk)
         rows = []
         for left in parts:
             a = vmap(pair)(left)[1].flatten(0, 1)

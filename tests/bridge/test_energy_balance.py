@@ -126,8 +126,10 @@ def test_the_report_can_be_read() -> None:
 def test_refusals() -> None:
     net = model()
     optimizer = OPTIMIZERS["sgd"](net.parameters())
-    with pytest.raises(RunError, match="no batches"):
+    with pytest.raises(RunError, match="ended after 0"):
         nf.energy_balance(net, optimizer, [])
+    with pytest.raises(RunError, match="ended after 1 of 3"):
+        nf.energy_balance(net, optimizer, batches(1), steps=3)
     with pytest.raises(RunError, match="Unknown loss"):
         nf.energy_balance(net, optimizer, batches(1), loss="hinge")
     dropped = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(49, 10)).double()

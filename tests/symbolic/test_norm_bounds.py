@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import noetherflow as nf
 from noetherflow.errors import RuleError
+from noetherflow.symbolic.laws import Laws
 from noetherflow.symbolic.norm_bounds import norm_bounds, norm_relations
 
 
@@ -23,7 +24,7 @@ class Powers(nn.Module):
         return self.c(torch.relu(self.b(hidden)) ** self.degree)
 
 
-def laws(network: nn.Module) -> nf.derive:
+def laws(network: nn.Module) -> Laws:
     return nf.derive(nf.trace(network, torch.zeros(3, 5)))
 
 
