@@ -185,7 +185,7 @@ assert sp.simplify(descent.terms["gradient"].subs(Dot(SLOPE, SLOPE), square) + c
 # %%
 (batch,) = nf.data.fashion_mnist_subset().batches(200, seed=0, steps=1, dtype=torch.float64)
 PIXELS, LABELS = nn.functional.avg_pool2d(batch[0], 4).flatten(1), batch[1]
-RATE, STEPS = 0.03, 400
+RATE, STEPS = 0.03, 500
 
 
 class Run(NamedTuple):
