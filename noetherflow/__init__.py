@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.dropout_penalty import dropout_penalty
+    from noetherflow.bridge.energy_balance import energy_balance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, models, statistics
+    from noetherflow.numeric.tangent_kernel import neural_tangent_kernel
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
+    from noetherflow.symbolic.norm_bounds import norm_bounds
 
 __version__: Final = "0.1.0"
 
@@ -61,11 +64,14 @@ __all__ = [
     "discrete_symmetries",
     "distance",
     "dropout_penalty",
+    "energy_balance",
     "ensembles",
     "fold_gains",
     "local_laws",
     "metrics",
     "models",
+    "neural_tangent_kernel",
+    "norm_bounds",
     "orbit_profile",
     "polynomial_laws",
     "rebalance",
@@ -99,11 +105,14 @@ _FRONT_DOOR: Final = MappingProxyType(
         "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
         "dropout_penalty": ("noetherflow.bridge.dropout_penalty", "dropout_penalty"),
+        "energy_balance": ("noetherflow.bridge.energy_balance", "energy_balance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
+        "neural_tangent_kernel": ("noetherflow.numeric.tangent_kernel", "neural_tangent_kernel"),
+        "norm_bounds": ("noetherflow.symbolic.norm_bounds", "norm_bounds"),
         "orbit_profile": ("noetherflow.bridge.orbit_profile", "orbit_profile"),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
