@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.augmentation_momenta import augmentation_momenta
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
-    from noetherflow.numeric import data, ensembles, models, statistics
+    from noetherflow.numeric import data, ensembles, input_groups, models, statistics
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
@@ -46,6 +47,7 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "augmentation_momenta",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -57,6 +59,7 @@ __all__ = [
     "distance",
     "ensembles",
     "fold_gains",
+    "input_groups",
     "local_laws",
     "metrics",
     "models",
@@ -80,6 +83,7 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "augmentation_momenta": ("noetherflow.bridge.augmentation_momenta", "augmentation_momenta"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
@@ -91,6 +95,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
+        "input_groups": ("noetherflow.numeric.input_groups", ""),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
