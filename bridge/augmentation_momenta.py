@@ -252,7 +252,7 @@ class _Run:
         inputs = self.site.act(element, self.batch[0])
         parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         here = self.pairings(parameters, inputs)
-        there = self.pairings({name: self._shifted(p, _fan(p)) for name, p in parameters.items()}, self._shifted(inputs, len(element)))
+        there = self.pairings({name: self._shifted(p, fan(p)) for name, p in parameters.items()}, self._shifted(inputs, len(element)))
         unit = unit_roundoff(torch.float64)
         response, slope_response = ((a - b) / SHIFT for a, b in zip(there[:2], here[:2], strict=True))
         roundings = unit * math.hypot(response, here.terms), unit * math.hypot(slope_response, here.slope_terms)
@@ -282,6 +282,6 @@ def _roundings(products: Tensor) -> float:
     return math.sqrt(3 + math.log2(max(2, len(products)))) * float(products.norm())
 
 
-def _fan(parameter: Tensor) -> int:
+def fan(parameter: Tensor) -> int:
     """Roundings of contractions with a parameter: forward over its inputs, backward over its outputs, and those of what follows."""
     return 4 + (parameter.numel() // parameter.shape[0] + parameter.shape[0] if parameter.dim() > 1 else 0)
