@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.augmentation_equivariance import augmentation_equivariance
     from noetherflow.bridge.augmentation_momenta import augmentation_momenta
+    from noetherflow.bridge.augmented_laws import augmented_laws
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
@@ -47,7 +49,9 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "augmentation_equivariance",
     "augmentation_momenta",
+    "augmented_laws",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -83,7 +87,9 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "augmentation_equivariance": ("noetherflow.bridge.augmentation_equivariance", "augmentation_equivariance"),
         "augmentation_momenta": ("noetherflow.bridge.augmentation_momenta", "augmentation_momenta"),
+        "augmented_laws": ("noetherflow.bridge.augmented_laws", "augmented_laws"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from noetherflow.errors import DataError
+from noetherflow.numeric.polar_images import polar_images
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 
-__all__ = ["Circle", "FiniteGroup", "circle_of", "cyclic_shifts", "generated", "ring_rotations"]
+__all__ = ["Circle", "FiniteGroup", "circle_of", "cyclic_shifts", "generated", "polar_images", "representation_defects", "ring_rotations"]
 
 LARGEST_ORDER: Final = 4096
 
