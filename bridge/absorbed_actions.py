@@ -94,8 +94,8 @@ def absorbed(model: nn.Module, inputs: Tensor, group: Circle | FiniteGroup, axis
     last = int(found[0].size) if found else None
     if last is not None and last != group.size:
         raise ModelError(
-            f"The network reads {last} numbers along this axis; '{group.name}' acts on {group.size}. Give a group of that size, or the axis "
-            "that it mixes (1 for the channels of images). A convolution absorbs only what commutes with sliding: mixtures of channels.",
+            f"The network reads {last} numbers along this axis; '{group.name}' acts on {group.size}. Give a group of that size, or the "
+            "axis that it mixes (1 for the channels of images). A convolution absorbs what commutes with sliding: mixtures of channels.",
             reads=last,
             acts=group.size,
         )

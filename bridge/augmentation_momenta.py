@@ -4,8 +4,8 @@ For any data and any loss it is the loss's derivative along the orbit of the dat
 
     ⟨ξ_Ω(θ), ∇L(θ; ρ(s) x)⟩ = F'(s),   F(s) = L(θ; ρ(s) x) .
 
-It is zero only for the average over the whole circle; not for one batch, nor for a random finite set, where it has mean zero and a variance;
-over n equispaced elements it is the aliasing error of `noetherflow.symbolic.orbit_averages`.
+It is zero only for the average over the whole circle; not for one batch, nor for a random finite set, where it has mean zero and a
+variance; over n equispaced elements it is the aliasing error of `noetherflow.symbolic.orbit_averages`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,13 @@ class AugmentationMomenta:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(5, 3), layout="constrained")
             axes = figure.subplots()
-            axes.plot(self.angles, self.slopes.numpy(), "-" if self.equispaced else ".", color=ACCENTS[4], label="dL/ds along the orbit of the data")
+            axes.plot(
+                self.angles,
+                self.slopes.numpy(),
+                "-" if self.equispaced else ".",
+                color=ACCENTS[4],
+                label="dL/ds along the orbit of the data",
+            )
             axes.plot(self.angles, self.momenta.numpy(), ".", color=ACCENTS[0], label="⟨ξ, ∇L⟩ of one element")
             colour = GOOD if self.vanishes else BAD
             axes.axhline(self.momentum, color=colour, label=f"mean {self.momentum:.1e} (rounding {self.bound:.0e})")

@@ -15,8 +15,8 @@ __all__ = ["polar_images"]
 def polar_images(images: Tensor, rings: int, angles: int) -> Tensor:
     """Sample pictures on rings about their centre, by bilinear interpolation.
 
-    The sampling is a choice of features, made once. What follows is exact: on these features `noetherflow.numeric.input_groups.ring_rotations`
-    is a group action, and its steps of 2π / angles are shifts.
+    The sampling is a choice of features, made once. What follows is exact: on these features
+    `noetherflow.numeric.input_groups.ring_rotations` is a group action, and its steps of 2π / angles are shifts.
 
     Parameters
     ----------

@@ -122,9 +122,10 @@ def _product(slots: Mapping[str, Degree], attributes: Mapping[str, Any]) -> Degr
 
 
 LINEAR: Final = (
-    "add subtract negate scale sum mean identity reshape permute expand slice concatenate average_pool adaptive_average_pool "
-    "rearrange output cross_entropy mean_square"
-).split()
+    *("add", "subtract", "negate", "scale", "sum", "mean", "average_pool", "adaptive_average_pool"),
+    *("identity", "reshape", "permute", "expand", "slice", "concatenate", "rearrange"),
+    *("output", "cross_entropy", "mean_square"),
+)
 RULES: Final[Mapping[str, Callable[[Mapping[str, Degree], Mapping[str, Any]], Degree]]] = MappingProxyType(
     dict.fromkeys(LINEAR, _any_of)
     | dict.fromkeys(("multiply", "matmul", "einsum"), _product)

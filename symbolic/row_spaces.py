@@ -1,13 +1,13 @@
 r"""Laws that the symmetry of data adds: the row space of a first layer on a subspace that the group mixes.
 
-Let the loss depend on the part W (h × n) of a first layer that reads a subspace V of the inputs through W Wᵀ alone. Then ∇L = Λ W with some
-h × h matrix Λ, and under gradient flow dW/dt = A W: every maximal minor of W has the same rate, tr A. So their ratios are conserved, the row
-space of W, which is h (n - h) further laws if n > h, and none else. They are rational, and exact at any step size: W' = (1 - η Λ) W, with
-momentum from rest and weight decay too.
+Let the loss depend on the part W (h × n) of a first layer that reads a subspace V of the inputs through W Wᵀ alone. Then ∇L = Λ W with
+some h × h matrix Λ, and under gradient flow dW/dt = A W: every maximal minor of W has the same rate, tr A. So their ratios are conserved,
+the row space of W, which is h (n - h) further laws if n > h. They are rational, and exact at any step size: W' = (1 - η Λ) W, with momentum
+from rest and weight decay too.
 
 When does it depend on W Wᵀ alone?
-  - For any network and any loss, if the data are averaged over all orthogonal maps of V, and nothing else reads V: polynomials invariant under
-    O(n) are functions of W Wᵀ. For one unit and a circle (h = 1, n = 2) too.
+  - For any network and any loss, if the data are averaged over all orthogonal maps of V, and nothing else reads V: what O(n) leaves
+    unchanged of W is a function of W Wᵀ. For one unit and a circle (h = 1, n = 2) too.
   - For a linear network with mean-square loss, if V is one irreducible representation of real type that occurs once and not in the targets:
     only second moments count, and by Schur's lemma those on V are c · 1, those with the rest zero. A small group (permutations) will do.
   - For networks of degree p in the inputs with mean-square loss, if moments up to order 2 p are those of a sphere (orbits are designs).
@@ -57,7 +57,7 @@ def minors(w: sp.Matrix) -> list[sp.Expr]:
 
 
 def added_laws(units: int, inputs: int) -> int:
-    """h (n - h) laws of the row space, none if the units span it: the dimension of the Grassmannian.
+    """Laws of the row space, h (n - h), none if the units span it: the dimension of the Grassmannian.
 
     >>> [added_laws(h, 3) for h in (1, 2, 3, 4)]
     [2, 2, 0, 0]
