@@ -111,7 +111,8 @@ class AugmentationMomenta:
         """|Coefficients| of F' at frequencies 0, 1, ..., n/2, from n equispaced elements; frequencies above n/2 fold onto them."""
         if not self.equispaced:
             raise ModelError("A spectrum needs equispaced elements; give their number.")
-        return torch.fft.rfft(self.momenta).abs() / len(self.angles)
+        coefficients: Tensor = torch.fft.rfft(self.momenta).abs() / len(self.angles)
+        return coefficients
 
     def table(self) -> list[dict[str, Any]]:
         """One row an element: angle, momentum, slope, and the standard deviation of its rounding."""

@@ -2,9 +2,9 @@
 
 A data set with the symmetry is a union of orbits, so its loss is a sum of losses L(θ; x, y) = mean over ρ of ℓ(f(θ; ρ x), ρ' y), one for
 each orbit. A function is conserved for all such data exactly if it is constant along the gradients of these, and along their brackets:
-there are D - dim Lie{∇L(·; x, y)}(θ) independent ones near a generic θ (marcotte2023abide, section 2, with orbits for samples). What is more
-than without the group is what the data's symmetry adds. The reason is a distribution: ∇L is orthogonal to the group's orbits, a velocity
-restriction for each generator, and such restrictions have integrals exactly as far as they are not undone by brackets.
+there are D - dim Lie{∇L(·; x, y)}(θ) independent ones near a generic θ (marcotte2023abide, section 2, with orbits for samples). What is
+more than without the group is what the data's symmetry adds. The reason is a distribution: ∇L is orthogonal to the group's orbits, a
+velocity restriction for each generator, and such restrictions have integrals exactly as far as they are not undone by brackets.
 
 Source: own; the count is that of marcotte2023abide.
 """

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sympy as sp
 
@@ -28,7 +28,7 @@ from noetherflow.symbolic.symmetries import Symmetry
 
 FRAME: Final = "input frame"
 VIEWS: Final = ("identity", "reshape")
-POINTWISE: Final = {"groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "padded": False}
+POINTWISE: Final[dict[str, Any]] = {"groups": 1, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "padded": False}
 
 
 @dataclass(frozen=True)

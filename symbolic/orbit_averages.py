@@ -105,8 +105,9 @@ def _layer(slots: Mapping[str, Degree], attributes: Mapping[str, Any]) -> Degree
 
 def _power(slots: Mapping[str, Degree], attributes: Mapping[str, Any]) -> Degree:
     exponent, degree = attributes.get("exponent"), slots["input"]
-    whole = isinstance(exponent, int | float) and exponent >= 0 and float(exponent).is_integer()
-    return degree * int(exponent) if whole and degree is not None else None
+    if degree is None or not isinstance(exponent, int | float) or exponent < 0 or not float(exponent).is_integer():
+        return None
+    return degree * int(exponent)
 
 
 def _quotient(slots: Mapping[str, Degree], attributes: Mapping[str, Any]) -> Degree:
