@@ -171,7 +171,7 @@ def test_fixed_weights_stay_fixed_and_so_does_their_gradient() -> None:
     model = perceptron(nn.Tanh())
     shifts = [GROUP.element(s) for s in GROUP.equispaced(ANGLES)]
     seen = torch.cat([images @ e.T for e in shifts])
-    weight = model[0].weight
+    weight = model.get_parameter("0.weight")
     with torch.no_grad():
         weight.copy_(torch.stack([weight @ e for e in shifts]).mean(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
