@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
     from noetherflow.bridge.asymmetric import without_symmetries
+    from noetherflow.bridge.augmentation_equivariance import augmentation_equivariance
+    from noetherflow.bridge.augmentation_momenta import augmentation_momenta
+    from noetherflow.bridge.augmented_laws import augmented_laws
     from noetherflow.bridge.between_steps import between_steps
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify import verify
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
-    from noetherflow.numeric import data, ensembles, models, statistics
+    from noetherflow.numeric import data, ensembles, input_groups, models, statistics
     from noetherflow.numeric.tangent_kernel import neural_tangent_kernel
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
@@ -53,6 +56,9 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "augmentation_equivariance",
+    "augmentation_momenta",
+    "augmented_laws",
     "between_steps",
     "broken_symmetries",
     "canonical",
@@ -67,6 +73,7 @@ __all__ = [
     "energy_balance",
     "ensembles",
     "fold_gains",
+    "input_groups",
     "local_laws",
     "metrics",
     "models",
@@ -94,6 +101,9 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "augmentation_equivariance": ("noetherflow.bridge.augmentation_equivariance", "augmentation_equivariance"),
+        "augmentation_momenta": ("noetherflow.bridge.augmentation_momenta", "augmentation_momenta"),
+        "augmented_laws": ("noetherflow.bridge.augmented_laws", "augmented_laws"),
         "between_steps": ("noetherflow.bridge.between_steps", "between_steps"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
@@ -108,6 +118,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "energy_balance": ("noetherflow.bridge.energy_balance", "energy_balance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
+        "input_groups": ("noetherflow.numeric.input_groups", ""),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
