@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from noetherflow.bridge.align import align
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
+    from noetherflow.bridge.critical_decay import critical_decay
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
+    from noetherflow.bridge.mirrors import mirrors
     from noetherflow.bridge.optimizers import rule_of
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
@@ -50,6 +52,7 @@ __all__ = [
     "canonical",
     "check_certificate",
     "completeness",
+    "critical_decay",
     "currents",
     "data",
     "derive",
@@ -59,6 +62,7 @@ __all__ = [
     "fold_gains",
     "local_laws",
     "metrics",
+    "mirrors",
     "models",
     "polynomial_laws",
     "rebalance",
@@ -84,6 +88,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
         "completeness": ("noetherflow.bridge.completeness", "completeness"),
+        "critical_decay": ("noetherflow.bridge.critical_decay", "critical_decay"),
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
@@ -93,6 +98,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
+        "mirrors": ("noetherflow.bridge.mirrors", "mirrors"),
         "models": ("noetherflow.numeric.models", ""),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
