@@ -7,7 +7,6 @@ from html import escape
 from typing import Any, Final
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class CriticalDecay:
     ----------
     mirror : Mirror
     decay : float
-        λ_c (torch's weight_decay), to a relative 1e-8: -λ_min of the transverse Hessian, at the stationary point that belongs to λ_c itself.
+        λ_c (torch's weight_decay), to a relative 1e-8: -λ_min of the transverse Hessian, at the stationary point that λ_c itself has.
         Zero if the subspace attracts at every decay that was tried.
     rate : float
         d(λ_min + λ) / dλ there: one if the stationary point did not move.

@@ -56,8 +56,8 @@ class Mirror:
     codimension : int
         k, the number of conditions Oᵀθ = 0.
     turned : tuple of Mirror
-        Of a reflection along e inside continuous rotations: those along the directions f orthogonal to e. A rotation of f into e leaves loss
-        and norm as they are and moves Oᵀθ by O_fᵀθ: across the subspace, but along an orbit.
+        Of a reflection along e inside continuous rotations: those along the directions f orthogonal to e. A rotation of f into e leaves
+        loss and norm as they are and moves Oᵀθ by O_fᵀθ: across the subspace, but along an orbit.
     """
 
     kind: str
@@ -72,9 +72,9 @@ class Mirror:
     @property
     def coordinatewise(self) -> bool:
         """Whether R permutes entries and changes signs only: then rules that act entry by entry (Adam, sign descent) stay inside, too."""
-        one = (self.values.abs() == 1).all()
-        halves = (self.values.abs() == 0.5**0.5).all() and self.columns.bincount().le(2).all()
-        return bool(one or halves)
+        many = self.columns.bincount()[self.columns]  # entries of each column: one ±1, or two ±√½
+        even = (self.values.square() * many - 1).abs() < 1e-12
+        return bool((even & (many <= 2)).all())
 
     def coordinates(self, params: Tensors) -> Tensor:
         """Oᵀθ, shape (k,); differentiable."""

@@ -14,7 +14,9 @@ from noetherflow.errors import RunError
 
 MOST_CONDITIONS: Final = 2000  # of Oᵀθ = 0: the transverse Hessian is written out
 ROUNDS, POLISH, SOLVES = 400, 12, 400  # of L-BFGS, of Newton's method after it, of conjugate gradients in each
-ASLEEP: Final = 1e-6  # directions with weights below this share of all have no orbit: they are as near to zero as stationary points are known
+ASLEEP: Final = (
+    1e-6  # directions with weights below this share of all have no orbit: they are as near to zero as stationary points are known
+)
 STATIONARY: Final = 1e-9  # of the gradient, relative to the decay's part of it: λ_c is then known to about its square root's square, 1e-9
 
 

@@ -1,7 +1,7 @@
 """Growth of a small quantity under random factors: the Lyapunov exponent of SGD along one transverse direction.
 
 Near a mirror's subspace a step with the mini-batch B multiplies the amplitude by 1 - η (h_B + λ). It dies out almost surely where
-E ln|1 - η (h_B + λ)| < 0, which is not where the mean factor is below one: by Jensen's inequality noise always helps collapse, and to second
+E ln|1 - η (h_B + λ)| < 0, which is not where the mean factor is below one: noise that changes no sign helps collapse (Jensen); to second
 order the exponent is -η (E h + λ) - ½η² E (h + λ)².
 Source: ziyin2024symmetry (the criterion); own (exact means over a finite set of mini-batches).
 """

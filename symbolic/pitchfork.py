@@ -37,7 +37,7 @@ def landscape() -> sp.Expr:
 
 
 def quartic_level() -> sp.Expr:
-    """B, after y has relaxed.
+    """The level B, after y has relaxed.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def quartic_level() -> sp.Expr:
 
 
 def amplitude_squared() -> sp.Expr:
-    """a² of the branch that leaves the subspace, by B.
+    """Square of the amplitude, a², of the branch that leaves the subspace, by B.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def amplitude_squared() -> sp.Expr:
 
 
 def anchored_amplitude() -> sp.Expr:
-    """a at the critical decay of the symmetric loss when decay pulls to an anchor a₀ instead of zero.
+    """Amplitude at the critical decay of the symmetric loss, when decay pulls to an anchor a₀ instead of zero.
 
     Examples
     --------
