@@ -111,8 +111,8 @@ def transverse_growth(
     land, basis = subspace.landscape, subspace.basis
 
     def step(theta: Tensor, delta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        slope, pulled = vjp(lambda t: grad(land.value)(t, x, y), theta)
-        (bent,) = pulled(delta)  # H is symmetric
+        pair = vjp(lambda t: grad(land.value)(t, x, y), theta)
+        slope, bent = pair[0], pair[1](delta)[0]  # H is symmetric
         return theta - rate * (slope + decay * theta), delta - rate * (bent + decay * delta)
 
     seeds = [seed + run for run in range(runs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -72,7 +73,7 @@ class CriticalDecay:
         """
         if self.order == 1:
             raise RunError(f"The transition at decay {self.decay:.4g} is a jump (B = {self.quartic:.3g}): there is no small amplitude.")
-        return max(0.0, (self.decay - decay) * self.rate / (4 * self.quartic)) ** 0.5
+        return math.sqrt(max(0.0, (self.decay - decay) * self.rate / (4 * self.quartic)))
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each decay that was looked at: decay, curvature (λ_min), level (λ_min + λ), attractive."""

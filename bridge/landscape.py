@@ -55,7 +55,7 @@ class Landscape:
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters of a vector, by name."""
-        parts = theta.split([int(torch.Size(s).numel()) for s in self.shapes.values()])
+        parts = torch.split(theta, [int(torch.Size(s).numel()) for s in self.shapes.values()])
         return {n: part.reshape(s) for (n, s), part in zip(self.shapes.items(), parts, strict=True)}
 
     def value(self, theta: Tensor, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
@@ -82,8 +82,7 @@ class Landscape:
         """H v for each row v of `directions`, shape (m, P)."""
 
         def one(v: Tensor) -> Tensor:
-            _, pulled = vjp(grad(self.value), theta)  # H is symmetric
-            moved: Tensor = pulled(v)[0]
+            moved: Tensor = vjp(grad(self.value), theta)[1](v)[0]  # H is symmetric
             return moved
 
         found: Tensor = vmap(one, chunk_size=CHUNK)(directions)

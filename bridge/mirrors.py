@@ -87,11 +87,12 @@ class Mirror:
         sizes = [prod(shape) for shape in self.shapes.values()]
         picked = self.values.to(coordinates.dtype) * coordinates[self.columns]
         flat = torch.zeros(sum(sizes), dtype=coordinates.dtype).index_add(0, self.rows, picked)
-        return {n: part.reshape(s) for (n, s), part in zip(self.shapes.items(), flat.split(sizes), strict=True)}
+        return {n: part.reshape(s) for (n, s), part in zip(self.shapes.items(), torch.split(flat, sizes), strict=True)}
 
     def distance(self, params: Tensors) -> Tensor:
         """|Oᵀθ|, the order parameter: zero exactly on the subspace."""
-        return self.coordinates(params).norm()
+        found: Tensor = self.coordinates(params).norm()
+        return found
 
     def projected(self, params: Tensors) -> dict[str, Tensor]:
         """The nearest point of the subspace, (I - O Oᵀ) θ; all of `params`, those that move new."""
@@ -345,7 +346,8 @@ def _lines(placed: Placed, numbers: Tensor, spectators: Sequence[int]) -> Tensor
     at: list[Any] = [slice(None)] * block.dim()
     for place, value in zip(placed.places[:-1], spectators, strict=True):
         at[place - (place > placed.places[-1])] = value
-    return block[tuple(at)].reshape(-1, block.shape[-1])
+    lines: Tensor = block[tuple(at)].reshape(-1, block.shape[-1])
+    return lines
 
 
 def _flat(place: Sequence[int], sizes: Sequence[int]) -> int:

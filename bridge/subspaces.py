@@ -99,7 +99,8 @@ class Subspace:
             return every
         along = torch.stack([m.coordinates(params) for m in self.mirror.turned])
         _, sizes, rows = torch.linalg.svd(along)
-        return rows[int((sizes > ASLEEP * max(float(theta.norm()), ASLEEP)).sum()) :]
+        across: Tensor = rows[int((sizes > ASLEEP * max(float(theta.norm()), ASLEEP)).sum()) :]
+        return across
 
     def stationary(self, decay: float, start: Tensor) -> Stationary:
         """The stationary point inside the subspace that a descent from `start` ends at."""
@@ -109,16 +110,16 @@ class Subspace:
             if float(slope.norm()) <= 1e-3 * STATIONARY * decay * (1 + float(theta.norm())):
                 break
             theta = self.project(theta - self.solve(theta, decay, slope))
-        slope = float(self._slope(theta, decay).norm())
-        if not slope <= STATIONARY * decay * (1 + float(theta.norm())):
+        left = float(self._slope(theta, decay).norm())
+        if not left <= STATIONARY * decay * (1 + float(theta.norm())):
             raise RunError(
-                f"No stationary point was reached inside the subspace at decay {decay:.4g}: the gradient is still {slope:.3g}. "
+                f"No stationary point was reached inside the subspace at decay {decay:.4g}: the gradient is still {left:.3g}. "
                 "Give a model that is trained further, or a larger decay.",
                 decay=decay,
-                slope=slope,
+                slope=left,
             )
         values, vectors = self.modes(theta)
-        return Stationary(theta, decay, slope, values, vectors[0])
+        return Stationary(theta, decay, left, values, vectors[0])
 
     def solve(self, theta: Tensor, decay: float, right: Tensor) -> Tensor:
         """(H + λ)⁻¹ applied to a vector of the subspace, by conjugate gradients; stops where the curvature is not positive."""
@@ -152,5 +153,5 @@ class Subspace:
             point.grad = self.project(slope)
             return value.detach()
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         return self.project(point.detach())

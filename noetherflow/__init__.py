@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.anchoring import anchored
     from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.collapse import transverse_growth
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.critical_decay import critical_decay
     from noetherflow.bridge.currents import currents
@@ -48,6 +50,7 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "anchored",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -72,6 +75,7 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "transverse_growth",
     "twin",
     "unexplained",
     "verify",
@@ -84,6 +88,7 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "anchored": ("noetherflow.bridge.anchoring", "anchored"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
@@ -108,6 +113,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "transverse_growth": ("noetherflow.bridge.collapse", "transverse_growth"),
         "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),

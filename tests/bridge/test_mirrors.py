@@ -147,7 +147,7 @@ def test_an_anchor_leaves_the_function_and_takes_the_mirrors() -> None:
     assert len(nf.mirrors(nf.trace(free, x))) == 0
     with pytest.raises(ModelError, match="positive scale"):
         anchored(model, 0.0)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
     with pytest.raises(ModelError, match="shares"):
-        tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-        tied[1].weight = tied[0].weight
         anchored(tied)
