@@ -143,6 +143,7 @@ def critical_decay(model: nn.Module, mirror: Mirror, inputs: Tensor, targets: Te
 
     Examples
     --------
+    >>> import torch
     >>> import noetherflow as nf
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
     >>> x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.3], [-0.3]])
