@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.anchoring import anchored
     from noetherflow.bridge.asymmetric import without_symmetries
     from noetherflow.bridge.augmentation_equivariance import augmentation_equivariance
     from noetherflow.bridge.augmentation_momenta import augmentation_momenta
     from noetherflow.bridge.augmented_laws import augmented_laws
     from noetherflow.bridge.between_steps import between_steps
     from noetherflow.bridge.canonical import canonical
+    from noetherflow.bridge.collapse import transverse_growth
     from noetherflow.bridge.completeness import completeness
+    from noetherflow.bridge.critical_decay import critical_decay
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.dropout_penalty import dropout_penalty
     from noetherflow.bridge.energy_balance import energy_balance
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
+    from noetherflow.bridge.mirrors import mirrors
     from noetherflow.bridge.optimizers import rule_of
     from noetherflow.bridge.orbit_profile import orbit_profile
     from noetherflow.bridge.polynomial_laws import polynomial_laws
@@ -56,6 +60,7 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "anchored",
     "augmentation_equivariance",
     "augmentation_momenta",
     "augmented_laws",
@@ -64,6 +69,7 @@ __all__ = [
     "canonical",
     "check_certificate",
     "completeness",
+    "critical_decay",
     "currents",
     "data",
     "derive",
@@ -76,6 +82,7 @@ __all__ = [
     "input_groups",
     "local_laws",
     "metrics",
+    "mirrors",
     "models",
     "neural_tangent_kernel",
     "norm_bounds",
@@ -88,6 +95,7 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "transverse_growth",
     "twin",
     "unexplained",
     "verify",
@@ -101,6 +109,7 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "anchored": ("noetherflow.bridge.anchoring", "anchored"),
         "augmentation_equivariance": ("noetherflow.bridge.augmentation_equivariance", "augmentation_equivariance"),
         "augmentation_momenta": ("noetherflow.bridge.augmentation_momenta", "augmentation_momenta"),
         "augmented_laws": ("noetherflow.bridge.augmented_laws", "augmented_laws"),
@@ -109,6 +118,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
         "completeness": ("noetherflow.bridge.completeness", "completeness"),
+        "critical_decay": ("noetherflow.bridge.critical_decay", "critical_decay"),
         "currents": ("noetherflow.bridge.currents", "currents"),
         "data": ("noetherflow.numeric.data", ""),
         "derive": ("noetherflow.symbolic.laws", "derive"),
@@ -121,6 +131,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "input_groups": ("noetherflow.numeric.input_groups", ""),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
+        "mirrors": ("noetherflow.bridge.mirrors", "mirrors"),
         "models": ("noetherflow.numeric.models", ""),
         "neural_tangent_kernel": ("noetherflow.numeric.tangent_kernel", "neural_tangent_kernel"),
         "norm_bounds": ("noetherflow.symbolic.norm_bounds", "norm_bounds"),
@@ -133,6 +144,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "transverse_growth": ("noetherflow.bridge.collapse", "transverse_growth"),
         "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
