@@ -28,6 +28,8 @@ CONSTANTS: Final = frozenset({
 })
 # fmt: on
 IN_PLACE: Final = frozenset({"copy_", "fill_", "zero_"})
+# Midpoints and radii may lie in memory otherwise than the recorded tensor: what counts is the order of entries.
+BY_MEMORY: Final = frozenset({"as_strided", "as_strided_scatter"})
 
 
 def enclosed(name: str, func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -55,9 +57,13 @@ def enclosed(name: str, func: Any, args: Sequence[Any], options: Mapping[str, An
     """
     if name in CONSTANTS:
         return _made(name, func, args, options)
+    if name in ("view", "_unsafe_view", "_reshape_alias"):
+        func, args = torch.reshape, args[:2]
+    if name in BY_MEMORY:  # of a tensor that the caller has seen to lie in order
+        args = [_in_order(args[0]), *args[1:]]
     if not _any_ball([*args, *options.values()]):
         return _plain(name, func(*args, **options))
-    if name in MOVES - CONSTANTS - IN_PLACE:
+    if name in (MOVES | BY_MEMORY) - CONSTANTS - IN_PLACE:
         return _moved(func, args, options)
     if name not in RULES:
         raise NotEnclosed(f"'{name}' has no rule in ball arithmetic. Add one to noetherflow.numeric.ball_rules.", operation=name)
@@ -79,11 +85,13 @@ def _part(values: Any, part: str) -> Any:
 def _paired(middle: Any, radius: Any) -> Any:
     if isinstance(middle, list | tuple):
         return [_paired(m, r) for m, r in zip(middle, radius, strict=True)]
-    if not middle.is_floating_point():
-        return middle
     if middle.dtype != torch.float64:
         raise NotEnclosed(f"A conversion to {middle.dtype} has no rule in ball arithmetic, which is in float64.")
     return Ball(middle, radius)
+
+
+def _in_order(x: Any) -> Any:
+    return Ball(x.middle.contiguous(), x.radius.contiguous()) if isinstance(x, Ball) else x.contiguous()
 
 
 def _moved(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -117,12 +125,10 @@ def _decided(compare: Callable[[Tensor, Tensor], Tensor]) -> Rule:
 
     def rule(x: Any, other: Any) -> Tensor:
         a, b = _real(x), _real(other)
-        if not bool(a.radius.any() | b.radius.any()):
-            return compare(a.middle, b.middle)
-        difference = a - b
-        if not bool((difference.middle.abs() > difference.radius).all()):
+        exact, difference = (a.radius == 0) & (b.radius == 0), a - b
+        if not bool((exact | (difference.middle.abs() > difference.radius)).all()):
             raise NotEnclosed("A comparison is not decided: some number lies on the border of two pieces, or the balls are too wide.")
-        return compare(difference.middle, torch.zeros_like(difference.middle))
+        return compare(a.middle, b.middle)
 
     return rule
 
@@ -256,6 +262,7 @@ RULES: Final[dict[str, Rule]] = {
     "addmv": _added(torch.mv),
     "where": _where,
     "masked_fill": _filled,
+    "copy": lambda x, y: _where(torch.ones_like(_real(x).middle) > 0, y, x),
     "clamp": _clamp,
     "clamp_min": lambda x, least: _clamp(x, least),
     "relu": _relu,

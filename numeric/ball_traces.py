@@ -13,11 +13,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from noetherflow.numeric.ball_rules import enclosed
+from noetherflow.numeric.ball_rules import BY_MEMORY, enclosed
 from noetherflow.numeric.balls import Ball, NotEnclosed
 
 # float64 rounds as often as the balls' midpoints do, and the functions of its libraries err by up to four units where the balls' err by one.
@@ -81,13 +81,23 @@ class _Balls(Interpreter):
         super().__init__(recorded)
         self.extra_traceback = False
         self.constants = constants
+        of_text = [n for n in recorded.graph.nodes if n.op == "get_attr" and all("lift_fresh" in str(user.target) for user in n.users)]
+        self.literals = {n.target for n in of_text}  # numbers that stand in the function's text; torch lifts nothing else
+
+    def run_node(self, n: Node) -> Any:
+        """One node; what reads memory by strides is understood for tensors that lie in order."""
+        name = getattr(n.target, "__name__", "").split(".")[0]
+        if name in BY_MEMORY and not (isinstance(n.args[0], Node) and n.args[0].meta["val"].is_contiguous()):
+            raise NotEnclosed(f"'{name}' of a tensor whose entries do not lie in order has no rule in ball arithmetic.", operation=name)
+        return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor that is no argument."""
         value = super().get_attr(target, args, kwargs)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        if not any(value.shape == c.shape and torch.equal(value, c) for c in self.constants):
+        given = any(value.shape == c.shape and torch.equal(value, c) for c in self.constants)
+        if target not in self.literals and not given:
             raise NotEnclosed(f"A tensor of shape {tuple(value.shape)} is neither an argument nor a constant nor computed from them.")
         return Ball.constant(value)
 
