@@ -291,7 +291,12 @@ def _counted(chosen: argparse.Namespace) -> Completeness:
         model, inputs = load(chosen.target)
     loss = None if chosen.loss == "none" else chosen.loss
     with activity(f"Counting the laws of {chosen.target}"):
-        options: dict[str, Any] = {"without_eps": chosen.without_eps, "twin": chosen.twin or None, "balls": chosen.balls, "seed": chosen.seed}
+        options: dict[str, Any] = {
+            "without_eps": chosen.without_eps,
+            "twin": chosen.twin or None,
+            "balls": chosen.balls,
+            "seed": chosen.seed,
+        }
         return completeness(model, *inputs, loss=loss, **options)
 
 

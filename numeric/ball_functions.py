@@ -74,7 +74,7 @@ def named(name: str) -> Callable[[Ball], Ball]:
 
 
 def power(x: Ball, exponent: float) -> Ball:
-    """x to a power that is an integer, or with x > 0 a multiple of a power of two.
+    """X to a power that is an integer, or with x > 0 a multiple of a power of two.
 
     >>> power(Ball.exact(torch.tensor([4.0], dtype=torch.float64)), -0.5).middle
     tensor([0.5000], dtype=torch.float64)
@@ -92,7 +92,7 @@ def sigmoid(x: Ball) -> Ball:
 
 
 def gelu(x: Ball, *, approximate: bool) -> Ball:
-    """x Φ(x), or its approximation by tanh."""
+    """X Φ(x), or its approximation by tanh."""
     return x * (through(_bell_share, x) if not approximate else (through(_tanh_inside, x) + 1.0) * 0.5)
 
 

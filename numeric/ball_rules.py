@@ -1,6 +1,6 @@
 """What torch's operations do to balls: one rule for each operation that networks and their derivatives are made of, and no default.
 
-A rule stands for the operation over the real numbers: `softmax_backward` for the derivative of softmax, not for what float64 makes of it. An
+A rule stands for the operation over the real numbers: `tanh_backward` for the derivative of tanh, not for what float64 makes of it. An
 operation without a rule is refused. Indices and masks are plain tensors; a mask that is read off balls must be the same for all numbers in
 them, or it is refused too. In that sense functions with pieces (clamp, ReLU) are enclosed where it is clear which piece holds.
 """
@@ -63,11 +63,14 @@ def enclosed(name: str, func: Any, args: Sequence[Any], options: Mapping[str, An
         args = [_in_order(args[0]), *args[1:]]
     if not _any_ball([*args, *options.values()]):
         return _plain(name, func(*args, **options))
-    if name in (MOVES | BY_MEMORY) - CONSTANTS - IN_PLACE:
+    if name in (MOVES | BY_MEMORY | {"lift_fresh"}) - CONSTANTS - IN_PLACE:
         return _moved(func, args, options)
     if name not in RULES:
         raise NotEnclosed(f"'{name}' has no rule in ball arithmetic. Add one to noetherflow.numeric.ball_rules.", operation=name)
-    return RULES[name](*args, **options)
+    try:
+        return RULES[name](*args, **options)
+    except (TypeError, AttributeError, RuntimeError) as err:
+        raise NotEnclosed(f"'{name}' has a rule in ball arithmetic, but not for what it was given: {err}", operation=name) from err
 
 
 def _any_ball(values: Sequence[Any]) -> bool:
@@ -106,6 +109,8 @@ def _made(name: str, func: Any, args: Sequence[Any], options: Mapping[str, Any])
         if len(args) > 2 and args[2] != 0:
             raise NotEnclosed(f"A padding with {args[2]} has no rule in ball arithmetic.", operation=name)
         return _moved(func, args, options)
+    if _any_ball([*args[1:], *options.values()]):
+        raise NotEnclosed(f"'{name}' with a computed number has no rule in ball arithmetic.", operation=name)
     return _plain(name, func(*_part(list(args), "middle"), **_part(dict(options), "middle")))
 
 
@@ -120,12 +125,12 @@ def _plain(name: str, out: Any) -> Any:
     return out
 
 
-def _decided(compare: Callable[[Tensor, Tensor], Tensor]) -> Rule:
-    """A comparison that comes out the same for all numbers of the balls, or of exact numbers."""
+def _decided(compare: Callable[[Tensor, Tensor], Tensor], *, at_border: bool = False) -> Rule:
+    """A comparison that comes out the same for all numbers of the balls; of equal numbers, if exact, where no border is between pieces."""
 
     def rule(x: Any, other: Any) -> Tensor:
         a, b = _real(x), _real(other)
-        exact, difference = (a.radius == 0) & (b.radius == 0), a - b
+        exact, difference = (a.radius == 0) & (b.radius == 0) & at_border, a - b
         if not bool((exact | (difference.middle.abs() > difference.radius)).all()):
             raise NotEnclosed("A comparison is not decided: some number lies on the border of two pieces, or the balls are too wide.")
         return compare(a.middle, b.middle)
@@ -141,11 +146,11 @@ def _add(x: Any, y: Any, *, alpha: float = 1) -> Ball:
     return _real(x) + (_real(y) * alpha if alpha != 1 else _real(y))
 
 
-def _sum(x: Ball, axes: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Ball:  # noqa: FBT001, FBT002 - torch's
+def _sum(x: Ball, axes: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Ball:
     return x.sum(list(axes) if axes else list(range(x.middle.dim())), keepdim=keepdim)
 
 
-def _mean(x: Ball, axes: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Ball:  # noqa: FBT001, FBT002 - torch's
+def _mean(x: Ball, axes: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Ball:
     total = _sum(x, axes, keepdim)
     return total / (x.middle.numel() / total.middle.numel())
 
@@ -176,7 +181,7 @@ def _filled(x: Ball, mask: Tensor, value: float) -> Ball:
     return _where(mask, _real(value), x)
 
 
-def _softmax(x: Ball, axis: int, half: bool = False) -> Ball:  # noqa: FBT001, FBT002 - torch's
+def _softmax(x: Ball, axis: int, half: bool = False) -> Ball:
     """e^(x - c) over its sum, for any c: here the largest midpoint. What a mask has put to minus infinity is zero."""
     hidden = x.middle == -torch.inf
     top = x.middle.amax(axis, keepdim=True)
@@ -189,7 +194,7 @@ def _softmax_backward(g: Ball, y: Ball, axis: int, dtype: Any = None) -> Ball:
     return y * (g - (g * y).sum([axis], keepdim=True))
 
 
-def _log_softmax(x: Ball, axis: int, half: bool = False) -> Ball:  # noqa: FBT001, FBT002 - torch's
+def _log_softmax(x: Ball, axis: int, half: bool = False) -> Ball:
     centred = x - Ball.exact(x.middle.amax(axis, keepdim=True))
     return centred - functions.named("log")(functions.named("exp")(centred).sum([axis], keepdim=True))
 
@@ -219,7 +224,8 @@ def _relu(x: Ball) -> Ball:
 
 
 def _threshold_backward(g: Ball, x: Ball, threshold: float) -> Ball:
-    return _where(_decided(torch.gt)(x, threshold), g, _real(0.0))
+    """By the value of the ReLU, which is exactly zero where it is closed."""
+    return _where(_decided(torch.gt, at_border=True)(x, threshold), g, _real(0.0))
 
 
 def _sign(x: Ball) -> Ball:
@@ -227,7 +233,6 @@ def _sign(x: Ball) -> Ball:
 
 
 RULES: Final[dict[str, Rule]] = {
-    "getitem": operator.getitem,
     "add": _add,
     "sub": lambda x, y, alpha=1: _add(x, y, alpha=-alpha),
     "rsub": lambda x, y, alpha=1: _add(y, x, alpha=-alpha),
@@ -240,7 +245,7 @@ RULES: Final[dict[str, Rule]] = {
     "pow": _power,
     "sqrt": functions.named("sqrt"),
     "rsqrt": functions.named("rsqrt"),
-    **{name: functions.named(name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf")},
+    **{name: functions.named(name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "cosh", "sinh")},
     "sigmoid": functions.sigmoid,
     "silu": lambda x: x * functions.sigmoid(x),
     "gelu": lambda x, approximate="none": functions.gelu(x, approximate=approximate == "tanh"),
@@ -264,11 +269,13 @@ RULES: Final[dict[str, Rule]] = {
     "masked_fill": _filled,
     "copy": lambda x, y: _where(torch.ones_like(_real(x).middle) > 0, y, x),
     "clamp": _clamp,
-    "clamp_min": lambda x, least: _clamp(x, least),
+    "clamp_min": _clamp,
     "relu": _relu,
     "threshold_backward": _threshold_backward,
     "sgn": _sign,
     "sign": _sign,
     "abs": lambda x: x * _sign(x),
-    **{name: _decided(getattr(torch, name)) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    **{name: _decided(getattr(torch, name)) for name in ("gt", "ge", "lt", "le")},
+    "eq": _decided(torch.eq, at_border=True),
+    "ne": _decided(torch.ne, at_border=True),
 }

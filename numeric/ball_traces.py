@@ -1,29 +1,31 @@
 """A function of tensors, written with torch.func's derivatives, enclosed in balls.
 
-torch records the elementary operations that the function comes to, derivatives of any order written out, and each is then carried out on
-balls. Nothing is carried out that was not recorded: a value that the function reads off a tensor to decide what to do next stops the
-recording. Balls must agree with what float64 gives for the same record; a rule that is wrong shows there.
+The elementary operations that the function comes to are recorded below autograd and below torch.func, where derivatives of any order are
+written out, and each is then carried out on balls. A tensor that is neither an argument nor a constant nor the result of a recorded
+operation is refused, and so is a number that is read off a tensor: nothing gets past the record. Balls must agree with what float64 gives
+for the same record; a rule that is wrong shows there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from noetherflow.numeric.ball_rules import BY_MEMORY, enclosed
 from noetherflow.numeric.balls import Ball, NotEnclosed
 
-# float64 rounds as often as the balls' midpoints do, and the functions of its libraries err by up to four units where the balls' err by one.
+# float64 rounds as often as the balls' midpoints do; the functions of its libraries err by up to four units, the balls' by one.
 AGREES: Final = 16.0
-# Some of its functions lose digits that the balls keep (1 + erf x for x < 0), relative to what they are added to; a wrong rule differs by more.
+# Some of them lose digits that the balls keep (1 + erf x for x < 0), relative to what they are added to; a wrong rule differs by more.
 LOST: Final = 2.0**-40
+READS: Final = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero"})
+
+Step: TypeAlias = tuple[Any, Sequence[Any], Mapping[str, Any], Any]
 
 
 def enclosure(function: Callable[..., Tensor], *args: Any, constants: Sequence[Tensor] = ()) -> Ball:
@@ -54,11 +56,88 @@ def enclosure(function: Callable[..., Tensor], *args: Any, constants: Sequence[T
     (True, True)
     """
     leaves, form = tree_flatten(args)
-    recorded = make_fx(functionalize(lambda *flat: function(*tree_unflatten(flat, form))))(*leaves)
-    recorded.graph.eliminate_dead_code()
-    recorded.recompile()
-    found: Ball = _Balls(recorded, constants).run(*(Ball.exact(x) if x.is_floating_point() else x for x in leaves))
-    _check(found, recorded(*leaves))
+    record = Record([*leaves, *constants])
+    with record:
+        out = functionalize(lambda *flat: function(*tree_unflatten(flat, form)))(*leaves)
+    known = {id(x): Ball.exact(x) if x.is_floating_point() else x for x in leaves}
+    known |= {id(x): Ball.constant(x) if x.is_floating_point() else x for x in (*constants, *record.literals)}
+    found = _carried_out(record.needed_for(out), known, out)
+    _check(found, out)
+    return found
+
+
+class Record(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class has no annotations
+    """The operations inside, one after the other.
+
+    Parameters
+    ----------
+    known : sequence of Tensor
+        Arguments and constants.
+
+    Attributes
+    ----------
+    steps : list of (operation, args, options, results)
+        Their tensors are kept, so that each has an identity of its own.
+    literals : list of Tensor
+        Numbers that stand in the function's text.
+    """
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self.literals: list[Tensor] = []
+        self._known = {id(x) for x in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """One operation."""
+        options = dict(kwargs or {})
+        name = func.__name__.split(".")[0]
+        if name in READS:
+            raise NotEnclosed(f"'{name}' reads a number off a tensor, which has no rule in ball arithmetic.", operation=name)
+        for x in _tensors((args, options)):
+            if id(x) in self._known:
+                continue
+            if not name.startswith("lift_fresh"):
+                raise NotEnclosed(f"A tensor of shape {tuple(x.shape)} is neither an argument nor a constant nor computed from them.")
+            self.literals.append(x)
+        out = func(*args, **options)
+        self._known |= {id(x) for x in _tensors(out)}
+        self.steps.append((func, args, options, out))
+        return out
+
+    def needed_for(self, out: Tensor) -> list[Step]:
+        """The steps that a result depends on."""
+        needed, found = {id(out)}, []
+        for step in reversed(self.steps):
+            _, args, options, results = step
+            if any(id(x) in needed for x in _tensors(results)):
+                needed |= {id(x) for x in _tensors((args, options))}
+                found.append(step)
+        return found[::-1]
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _given(values: Any, known: Mapping[int, Any]) -> Any:
+    return tree_map(lambda x: known[id(x)] if isinstance(x, Tensor) else x, values)
+
+
+def _carried_out(steps: Sequence[Step], known: dict[int, Any], out: Tensor) -> Ball:
+    """Every step on balls; each is forgotten after its last use."""
+    last = {id(x): k for k, (_, args, options, _) in enumerate(steps) for x in _tensors((args, options))}
+    for k, (func, args, options, results) in enumerate(steps):
+        name = func.__name__.split(".")[0]
+        if name in BY_MEMORY and not args[0].is_contiguous():
+            raise NotEnclosed(f"'{name}' of a tensor whose entries do not lie in order has no rule in ball arithmetic.", operation=name)
+        values = enclosed(name, func, *_given((list(args), options), known))
+        pairs = [(results, values)] if isinstance(results, Tensor) else zip(results, values, strict=True)
+        known |= {id(x): value for x, value in pairs}
+        for x in _tensors((args, options)):
+            if last[id(x)] == k and x is not out:
+                known.pop(id(x), None)
+    found: Ball = known[id(out)]
     return found
 
 
@@ -68,39 +147,7 @@ def _check(found: Ball, measured: Tensor) -> None:
     far = (found.middle - measured).abs() > AGREES * found.radius + LOST * measured.abs().amax()
     if bool(far.any()):
         raise NotEnclosed(
-            f"{int(far.sum())} of {far.numel()} balls do not hold what float64 gives: a rule of noetherflow.numeric.ball_rules is wrong, or "
-            "float64 has lost all digits here.",
+            f"{int(far.sum())} of {far.numel()} balls do not hold what float64 gives: a rule of noetherflow.numeric.ball_rules is wrong, "
+            "or float64 has lost all digits here.",
             entries=int(far.sum()),
         )
-
-
-class _Balls(Interpreter):
-    """Carries a record out on balls."""
-
-    def __init__(self, recorded: GraphModule, constants: Sequence[Tensor]) -> None:
-        super().__init__(recorded)
-        self.extra_traceback = False
-        self.constants = constants
-        of_text = [n for n in recorded.graph.nodes if n.op == "get_attr" and all("lift_fresh" in str(user.target) for user in n.users)]
-        self.literals = {n.target for n in of_text}  # numbers that stand in the function's text; torch lifts nothing else
-
-    def run_node(self, n: Node) -> Any:
-        """One node; what reads memory by strides is understood for tensors that lie in order."""
-        name = getattr(n.target, "__name__", "").split(".")[0]
-        if name in BY_MEMORY and not (isinstance(n.args[0], Node) and n.args[0].meta["val"].is_contiguous()):
-            raise NotEnclosed(f"'{name}' of a tensor whose entries do not lie in order has no rule in ball arithmetic.", operation=name)
-        return super().run_node(n)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A tensor that is no argument."""
-        value = super().get_attr(target, args, kwargs)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        given = any(value.shape == c.shape and torch.equal(value, c) for c in self.constants)
-        if target not in self.literals and not given:
-            raise NotEnclosed(f"A tensor of shape {tuple(value.shape)} is neither an argument nor a constant nor computed from them.")
-        return Ball.constant(value)
-
-    def call_function(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """One recorded operation."""
-        return enclosed(target.__name__.split(".")[0], target, args, kwargs)

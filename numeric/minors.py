@@ -1,6 +1,6 @@
 r"""Ranks of matrices of balls: a lower bound that holds for every matrix in them.
 
-If ‖I − C M‖ < 1 in a norm that belongs to vectors, C M has an inverse (Neumann), so M has one. With C the float64 inverse of M's midpoints
+If ‖I − C M‖ < 1 in a norm that belongs to vectors, C M has an inverse (Neumann), so M has one. With C the float64 inverse of M's middle
 and the left-hand side enclosed in balls, this proves that every matrix in M is regular: a matrix with such an r × r minor has rank r at
 least. Nothing is assumed of C. If some matrix in M is singular, the enclosure holds that matrix's norm too, which is at least 1: a rank that
 is too high cannot be proved.
