@@ -2,8 +2,8 @@ r"""Ranks of matrices of balls: a lower bound that holds for every matrix in the
 
 If ‖I − C M‖ < 1 in a norm that belongs to vectors, C M has an inverse (Neumann), so M has one. With C the float64 inverse of M's middle
 and the left-hand side enclosed in balls, this proves that every matrix in M is regular: a matrix with such an r × r minor has rank r at
-least. Nothing is assumed of C. If some matrix in M is singular, the enclosure holds that matrix's norm too, which is at least 1: a rank that
-is too high cannot be proved.
+least. Nothing is assumed of C. If some matrix in M is singular, the enclosure holds its norm too, which is at least 1: a rank that is too
+high cannot be proved.
 
 Source: rump1999fast; the argument is Neumann's series.
 """
@@ -73,9 +73,8 @@ def contraction(minor: Ball) -> float:
     size = len(minor.middle)
     if size == 0:
         return 0.0
-    try:
-        inverse = torch.linalg.inv(minor.middle)
-    except torch.linalg.LinAlgError:
+    inverse, failed = torch.linalg.inv_ex(minor.middle)
+    if failed:
         return torch.inf
     left = product(Ball.exact(inverse), minor) - Ball.exact(torch.eye(size, dtype=torch.float64))
     bound = float(Ball.exact(left.magnitude).sum([1]).magnitude.max())

@@ -79,7 +79,7 @@ def test_what_cannot_be_enclosed_is_refused() -> None:
     zero = Ball(torch.zeros(2, dtype=torch.float64), torch.full((2,), 0.1, dtype=torch.float64))
     one = torch.ones(2, dtype=torch.float64)
     with pytest.raises(NotEnclosed, match="zero"):
-        Ball.exact(one) / zero
+        _ = Ball.exact(one) / zero
     with pytest.raises(NotEnclosed, match="domain"):
         ball_functions.named("log")(zero)
     with pytest.raises(NotEnclosed, match="not decided"):
