@@ -50,6 +50,7 @@ def enclosure(function: Callable[..., Tensor], *args: Any, constants: Sequence[T
     --------
     The derivative of x³ at 2:
 
+    >>> import torch
     >>> from torch.func import grad
     >>> ball = enclosure(grad(lambda x: (x**3).sum()), torch.tensor([2.0], dtype=torch.float64))
     >>> ball.contains(torch.tensor([12.0])), bool(ball.radius < 1e-13)

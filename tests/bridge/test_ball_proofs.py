@@ -6,9 +6,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flint
 import pytest
 import torch
 from support.block_cases import BLOCK_CASES
@@ -105,6 +107,28 @@ def test_fields_and_charges_in_balls_hold_what_float64_gives() -> None:
             measured = count.rows(level, count.state, samples)
             assert bool(((found.middle - measured).abs() <= 8 * found.radius).all())
             assert bool((found.radius < 1e-7 * found.middle.abs().max()).all())
+
+
+def test_a_field_holds_its_value_by_hand_at_200_bits() -> None:
+    """∇⟨w, B tanh(A x + a) + b⟩ = ((s' Bᵀw) xᵀ, s' Bᵀw, w tanhᵀ, w) with s' = 1 − tanh², in Arb alone."""
+    count = count_of("tanh")
+    sample, _ = count.sampling.samples(0, 0, 1)
+    found = enclosure(lambda state, s: count.rows(0, state, s), count.state, sample)
+    with flint.ctx.workprec(200):
+        (x,), (w,) = (matrices(sample[part]) for part in ("inputs", "cotangents"))
+        first, shift, second, _ = matrices(count.state)
+        y = [z.tanh() for z in (first * x + shift).entries()]
+        back = [v * (1 - t * t) for v, t in zip((second.transpose() * w).entries(), y, strict=True)]
+        exact = [b * v for b in back for v in x.entries()] + back + [v * t for v in w.entries() for t in y] + w.entries()
+        off = [(e - flint.arb(m)).abs_upper() for e, m in zip(exact, found.middle[0].tolist(), strict=True)]
+        assert all(distance <= flint.arb(r) for distance, r in zip(off, found.radius[0].tolist(), strict=True))
+        assert any(distance > 0 for distance in off)
+
+
+def matrices(values: Mapping[str, torch.Tensor]) -> list[Any]:
+    """Weights as matrices, all else as columns."""
+    shaped = [x if x.dim() == 2 else x.reshape(-1, 1) for x in values.values()]
+    return [flint.arb_mat([[flint.arb(v) for v in row] for row in x.tolist()]) for x in shaped]
 
 
 # --- wrong siblings
