@@ -93,8 +93,8 @@ class Record(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         """One operation."""
         options = dict(kwargs or {})
         name = func.__name__.split(".")[0]
-        if name in READS:
-            raise NotEnclosed(f"'{name}' reads a number off a tensor, which has no rule in ball arithmetic.", operation=name)
+        if name in READS or func._schema.is_mutable:  # what is written into a view would change what others read, past the record
+            raise NotEnclosed(f"'{name}' reads a number off a tensor or writes into one; neither has a rule in balls.", operation=name)
         for x in _tensors((args, options)):
             if id(x) in self._known:
                 continue

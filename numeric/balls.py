@@ -30,7 +30,7 @@ from noetherflow.errors import ModelError
 
 BITS: Final = 53
 UNIT: Final = 2.0**-53
-TINY: Final = 2.0**-1000  # more than any underflow, also where subnormal numbers are flushed to zero
+TINY: Final = 2.0**-600  # more than any underflow times any number below 2^400, also where subnormal numbers are flushed to zero
 SHORT: Final = 2.0**20
 WIDTH: Final = 2.0**-50
 
