@@ -15,7 +15,8 @@ inputs give at the point, so nothing is assumed but that any input may occur. Wh
 the path-lifting of marcotte2023abide: then the count is proved for laws of the path-lifting, which are those of the network if its data
 reach every pattern. Networks that are no polynomials are counted in float64, at two points, with the spectral gap reported; so are modules
 whose graph does not hold all that they compute with (masks, tables), by running the module itself. Of a network that is too large, a twin
-with the same graph and smaller widths is counted (`noetherflow.bridge.twins`), and the result says so.
+with the same graph and smaller widths is counted (`noetherflow.bridge.twins`), and the result says so. Small smooth networks are proved in
+ball arithmetic if asked (`noetherflow.bridge.ball_proofs`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import Any, Final
 
 from torch import nn
 
+from noetherflow.bridge.ball_proofs import BallProof, prove
 from noetherflow.bridge.conserved import Conserved, CountedFlow
 from noetherflow.bridge.counted_flows import Gradient, Momentum, under
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_counts import Count
-from noetherflow.bridge.law_verdict import GAP, Completeness, Mode, verdict
+from noetherflow.bridge.law_verdict import GAP, Completeness, Mode, best_of, verdict
 from noetherflow.bridge.live_sampling import live_samplings
 from noetherflow.bridge.lively_points import lively_seeds
 from noetherflow.bridge.sampling import Gates, Sampling
@@ -37,6 +39,8 @@ from noetherflow.bridge.trace import Loss, trace
 from noetherflow.bridge.twins import LIMITS, Twin, mode_of, trainable
 from noetherflow.bridge.twins import twin as twin_of
 from noetherflow.errors import ModelError
+from noetherflow.numeric.ball_functions import flint
+from noetherflow.numeric.balls import NotEnclosed
 from noetherflow.numeric.modular import PRIMES, ContractionTooLong, NotPolynomial
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws, derive
@@ -57,6 +61,7 @@ def completeness(
     friction: int | None = None,
     without_eps: bool = False,
     twin: bool | None = None,
+    balls: bool = False,
     seed: int = 0,
 ) -> Completeness:
     """Count the conservation laws that hold for every data set, and compare with those derived.
@@ -81,18 +86,21 @@ def completeness(
     twin : bool, optional
         Count for a twin of smaller width (`noetherflow.twin`) always or never; by default, if the network is too large. Laws given by
         hand have the sizes of the network, so there is none for them.
+    balls : bool
+        Prove the count of a network that is no polynomial in ball arithmetic (`noetherflow.bridge.ball_proofs`), which needs python-flint
+        (``pip install noetherflow[balls]``) and some seconds. Where that fails the result is measured, and says why.
     seed : int
 
     Returns
     -------
     Completeness
         If ``mode`` is 'proved', ``laws_possible`` is a proved bound, and ``complete`` says that the count is a theorem (near the point, and
-        so for laws that hold everywhere); otherwise sampled.
+        so for laws that hold everywhere); otherwise measured.
 
     Raises
     ------
     ModelError
-        The network is too large, and has no twin that is not, or none was wanted.
+        The network is too large, and has no twin that is not, or none was wanted; or python-flint is wanted and missing.
     Unevaluable
         The graph does not hold what is needed to compute an operation, and there is no module.
 
@@ -104,6 +112,8 @@ def completeness(
     4 of 4 laws: complete (proved)
       26 parameters, Lie algebra of dimension 22
     """
+    if balls:
+        flint()  # that it is missing is said at once
     graph = model if isinstance(model, ArchitectureGraph) else trace(model, *example_inputs, loss=loss, kwargs=kwargs)
     graph = _without_eps(graph) if without_eps else graph
     dynamics = dynamics_for(metric, friction, given=laws is not None)
@@ -119,7 +129,19 @@ def completeness(
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
         counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
-    return verdict(graph, counts, broken, given=laws is not None, twin=reduced)
+    proof, unproved = _in_balls(counts) if balls else (None, "")
+    return verdict(graph, counts, broken, given=laws is not None, twin=reduced, proof=proof, unproved=unproved)
+
+
+def _in_balls(counts: Sequence[Count]) -> tuple[BallProof | None, str]:
+    """A proof of what float64 found at the best point, or why there is none."""
+    best = best_of(counts)
+    if best.sampling.prime:
+        return None, ""  # it is proved already
+    try:
+        return prove(best), ""
+    except NotEnclosed as err:
+        return None, str(err)
 
 
 def _reduced(graph: ArchitectureGraph, wanted: bool | None, *, given: bool) -> Twin | None:

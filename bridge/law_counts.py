@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class Count:
     def run(self) -> None:
         """Draw brackets until the two counts meet or nothing new is found. Charges that a field moves are refuted on the way."""
         exact = self.sampling.prime is not None
-        self._refute(self._draw(0, 0, 4)[0])
+        self._refute(self.draw(0, 0, 4)[0])
         target = self.coordinates - self.found
         spare = 2 if exact else 10 + target  # singular values of random rows are clearer when there are more
         self.growth = grow(self._checked, self.space, target, spare=spare, at_once=self._at_once)
@@ -108,22 +108,28 @@ class Count:
         return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.coordinates + self.sampling.summed * sum(sizes))))))
 
     def _checked(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
-        rows, after = self._draw(level, first, count)
+        rows, after = self.draw(level, first, count)
         if self.sampling.prime or level == 0:  # what fields conserve, their brackets do; in float64 these only carry more rounding
             self._refute(rows)
         return rows, after
 
-    def _draw(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
+    def draw(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
+        """Brackets of a level, numbered from `first` on, at the point, and the number to go on with."""
         samples, after = self.sampling.samples(level, first, count)
-        flow, scalar, prime = self.dynamics.flow, self.sampling.scalar, self.sampling.prime
+        prime = self.sampling.prime
         if not prime:
-            return brackets.rows(flow.field(scalar), self.state, level, samples, flow.along(scalar)), after
+            return self.rows(level, self.state, samples), after
         state = {name: residues(x, prime) for name, x in self.state.items()}
         with Modulo(prime):
-            rows = brackets.rows(flow.field(scalar), state, level, samples, flow.along(scalar))
+            rows = self.rows(level, state, samples)
         if not torch.equal(rows, rows.round()):
             raise ArithmeticError("Arithmetic modulo a prime gave a fraction: a rule of noetherflow.numeric.modular is wrong.")
         return rows, after
+
+    def rows(self, level: int, state: Params, samples: Any) -> Tensor:
+        """Brackets of a level at some state, in the arithmetic of whatever surrounds the call."""
+        flow, scalar = self.dynamics.flow, self.sampling.scalar
+        return brackets.rows(flow.field(scalar), state, level, samples, flow.along(scalar))
 
     def _refute(self, rows: Tensor) -> None:
         """⟨∇Q, V⟩ must be zero for every charge and every bracket."""

@@ -8,8 +8,10 @@ from html import escape
 from importlib import metadata
 from typing import Any, Final, Literal
 
+import torch
 from torch import Tensor
 
+from noetherflow.bridge.ball_proofs import BallProof
 from noetherflow.bridge.certificate import FORMAT, Certificate
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.live_sampling import LiveSampling
@@ -46,9 +48,9 @@ class Completeness:
     laws_possible : int
         Coordinates (D under gradient flow) − lie_dimension: no network of this graph has more laws that hold for every data set.
     complete : bool
-        The two are equal, no derived law was refuted, and in float64 the gap is clear at every point.
+        The two are equal, no derived law was refuted, and if measured in float64 the gap is clear at every point.
     mode : 'proved' or 'numerical'
-        Exact modulo a prime, or ranks in float64.
+        By ranks modulo a prime or, if there is a ``proof``, of matrices of balls; or measured: ranks in float64.
     gap : float
         Smallest spectral gap (infinite if proved); 1e10 and more is demanded.
     assumption : str
@@ -64,6 +66,10 @@ class Completeness:
         What the flow moves: D, or 2 D + 1 along a momentum flow.
     twin : Twin or None
         The network of smaller width that all of this is about, if the given one was too large.
+    proof : BallProof or None
+        In ball arithmetic, of a network that is no polynomial.
+    unproved : str
+        Why there is none, if one was asked for.
     """
 
     parameters: int
@@ -80,9 +86,12 @@ class Completeness:
     certificate: Certificate = field(repr=False)
     coordinates: int = 0
     twin: Twin | None = field(default=None, repr=False)
+    proof: BallProof | None = field(default=None, repr=False)
+    unproved: str = ""
 
     def __str__(self) -> str:
-        how = "proved" if self.mode == "proved" else f"numerical, gap {self.gap:.0e}"
+        how = "proved" if self.mode == "proved" else f"measured in float64, gap {self.gap:.0e}"
+        how += f" {self.proof}" if self.proof else ""
         verdict = "complete" if self.complete else "not complete"
         moving = "" if self.coordinates == self.parameters else f", {self.coordinates} coordinates with velocities and time"
         lines = [
@@ -90,6 +99,7 @@ class Completeness:
             f"  {self.parameters} parameters{moving}, Lie algebra of dimension {self.lie_dimension}"
             + ("" if self.complete else " or more"),
         ]
+        lines += [f"  not proved in ball arithmetic: {self.unproved}"] if self.unproved else []
         lines += [f"  assumed: {self.assumption}"] if self.assumption else []
         lines += [f"  sizes: {self.twin.changes}"] if self.twin else []
         lines += [f"  missing: a law of {described(direction)}" for direction in self.missing[:4]]
@@ -103,15 +113,22 @@ class Completeness:
 
 
 def verdict(
-    graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str, ...], *, given: bool, twin: Twin | None = None
+    graph: ArchitectureGraph,
+    counts: Sequence[Count],
+    broken: tuple[str, ...],
+    *,
+    given: bool,
+    twin: Twin | None = None,
+    proof: BallProof | None = None,
+    unproved: str = "",
 ) -> Completeness:
-    """Of several points (float64), the one that leaves room for the fewest laws speaks."""
-    best = min(counts, key=lambda c: c.possible)
+    """Of several points (float64), the one that leaves room for the fewest laws speaks; a proof is one at that point."""
+    best = best_of(counts)
     refuted = sorted(set[int]().union(*(c.refuted for c in counts)))
-    gap = min(c.gap for c in counts)
-    agree = len({(c.found, c.possible) for c in counts}) == 1
+    gap = torch.inf if proof else min(c.gap for c in counts)
+    agree = proof is not None or len({(c.found, c.possible) for c in counts}) == 1
     complete = agree and best.found == best.possible and not refuted and gap >= GAP
-    mode: Mode = "proved" if best.sampling.prime else "numerical"
+    mode: Mode = "proved" if best.sampling.prime or proof else "numerical"
     free = best.sampling.prime is not None and best.sampling.gates == "free" and bool(best.sampling.pieces)
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
     assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting)))
@@ -139,6 +156,7 @@ def verdict(
         "recipe": RECIPE,
         "graph": graph.to_json(),
         **({"twin": twin.described()} if twin else {}),
+        **({"balls": proof.described(best)} if proof else {}),
     }
     return Completeness(
         *(best.parameters, best.growth.rank, best.found, best.possible, complete, mode, gap, assumption),
@@ -148,7 +166,14 @@ def verdict(
         Certificate(data),
         best.coordinates,
         twin,
+        proof,
+        unproved,
     )
+
+
+def best_of(counts: Sequence[Count]) -> Count:
+    """The one that leaves room for the fewest laws."""
+    return min(counts, key=lambda c: c.possible)
 
 
 def _point(count: Count) -> dict[str, Any]:

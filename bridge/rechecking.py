@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+from noetherflow.bridge.ball_proofs import BallProof, prove
 from noetherflow.bridge.certificate import Certificate
 from noetherflow.bridge.completeness import counted, known_laws
 from noetherflow.bridge.counted_flows import dynamics_of
-from noetherflow.bridge.law_verdict import Completeness, verdict
+from noetherflow.bridge.law_counts import Count
+from noetherflow.bridge.law_verdict import Completeness, best_of, verdict
 from noetherflow.bridge.sampling import Sampling
 from noetherflow.bridge.twins import Twin, check_twin
 from noetherflow.errors import GraphError, ReportError
+from noetherflow.numeric.balls import NotEnclosed
 from noetherflow.symbolic.graph import ArchitectureGraph
+
+LOOSE: Final = ("gap", "contraction")
 
 
 def check_certificate(certificate: Certificate) -> Completeness:
@@ -37,7 +42,8 @@ def check_certificate(certificate: Certificate) -> Completeness:
         raise ReportError(f"The certificate is not whole: {err!r}. Write it again with certificate.save.") from err
     standing, broken = known_laws(graph, dynamics)
     counts = [counted(Sampling(graph, s, gates, prime), standing, dynamics) for s, gates, prime in points]
-    again = verdict(graph, counts, broken, given=False, twin=twin)
+    proof = _proved_again(counts, data["balls"]) if "balls" in data else None
+    again = verdict(graph, counts, broken, given=False, twin=twin, proof=proof)
     differs = [key for key, value in again.certificate.data.items() if key != "versions" and not _same(value, data.get(key))]
     if differs or not points:
         raise ReportError(
@@ -46,6 +52,16 @@ def check_certificate(certificate: Certificate) -> Completeness:
             differs=differs,
         )
     return again
+
+
+def _proved_again(counts: Sequence[Count], stated: Any) -> BallProof:
+    """The minors that a certificate names, evaluated anew: they need not be those that this machine's float64 would choose."""
+    try:
+        return prove(best_of(counts), stated)
+    except (KeyError, TypeError, ValueError, IndexError) as err:
+        raise ReportError(f"The certificate's proof in balls is not whole: {err!r}. Write it again with certificate.save.") from err
+    except NotEnclosed as err:
+        raise ReportError(f"The certificate does not hold: computed again, its proof in balls fails: {err}.") from err
 
 
 def _twin(data: Mapping[str, Any], graph: ArchitectureGraph) -> Twin:
@@ -58,10 +74,10 @@ def _twin(data: Mapping[str, Any], graph: ArchitectureGraph) -> Twin:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equal, gaps up to a factor of a hundred: they come from rounding."""
+    """Equal, gaps and contractions up to a factor of a hundred: they come from rounding."""
     if isinstance(value, dict) and isinstance(other, dict):
         return value.keys() == other.keys() and all(
-            0.01 < value[k] / other[k] < 100 if k == "gap" and value[k] and other[k] else _same(value[k], other[k]) for k in value
+            0.01 < value[k] / other[k] < 100 if k in LOOSE and value[k] and other[k] else _same(value[k], other[k]) for k in value
         )
     if isinstance(value, list) and isinstance(other, list):
         return len(value) == len(other) and all(map(_same, value, other))

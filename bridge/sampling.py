@@ -107,6 +107,11 @@ class Sampling:
         held = {n: self._residues(torch.tensor(value, dtype=torch.float64)) for n, value in constants.items()}
         return {name: self._residues(p) for name, p in self.fixed.items()}, held
 
+    @property
+    def constants(self) -> list[Tensor]:
+        """The numbers that `scalar` reads beside its arguments."""
+        return [x for part in self.held for x in part.values()]
+
     def samples(self, level: int, first: int, count: int) -> tuple[Any, int]:
         """Samples of nested brackets, numbered from `first` on, and the number to go on with.
 

@@ -116,6 +116,7 @@ def _completeness_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--loss", default="none", choices=["none", "cross_entropy", "mse"], help="none: laws that hold for every loss")
     one.add_argument("--without-eps", action="store_true", help="count for eps = 0 in every normalisation")
     one.add_argument("--twin", action="store_true", help="count for a twin of smaller width, also if the network is small enough")
+    one.add_argument("--balls", action="store_true", help="prove the count of a smooth network in ball arithmetic; needs python-flint")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--certificate", type=Path, help="write a certificate here")
     one.add_argument("--check", type=Path, metavar="FILE", help="compute a certificate again instead")
@@ -290,7 +291,13 @@ def _counted(chosen: argparse.Namespace) -> Completeness:
         model, inputs = load(chosen.target)
     loss = None if chosen.loss == "none" else chosen.loss
     with activity(f"Counting the laws of {chosen.target}"):
-        return completeness(model, *inputs, loss=loss, without_eps=chosen.without_eps, twin=chosen.twin or None, seed=chosen.seed)
+        options: dict[str, Any] = {
+            "without_eps": chosen.without_eps,
+            "twin": chosen.twin or None,
+            "balls": chosen.balls,
+            "seed": chosen.seed,
+        }
+        return completeness(model, *inputs, loss=loss, **options)
 
 
 def _write(path: Path, text: str) -> None:
