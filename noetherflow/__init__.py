@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, models, statistics
+    from noetherflow.numeric.barrier import barrier
+    from noetherflow.numeric.line_curvature import line_curvature
+    from noetherflow.numeric.merging import merge
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
@@ -46,6 +49,7 @@ __all__ = [
     "ArchitectureGraph",
     "__version__",
     "align",
+    "barrier",
     "broken_symmetries",
     "canonical",
     "check_certificate",
@@ -57,7 +61,9 @@ __all__ = [
     "distance",
     "ensembles",
     "fold_gains",
+    "line_curvature",
     "local_laws",
+    "merge",
     "metrics",
     "models",
     "polynomial_laws",
@@ -80,6 +86,7 @@ _FRONT_DOOR: Final = MappingProxyType(
     {
         "ArchitectureGraph": ("noetherflow.symbolic.graph", "ArchitectureGraph"),
         "align": ("noetherflow.bridge.align", "align"),
+        "barrier": ("noetherflow.numeric.barrier", "barrier"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
         "check_certificate": ("noetherflow.bridge.rechecking", "check_certificate"),
@@ -91,7 +98,9 @@ _FRONT_DOOR: Final = MappingProxyType(
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
+        "line_curvature": ("noetherflow.numeric.line_curvature", "line_curvature"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
+        "merge": ("noetherflow.numeric.merging", "merge"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
