@@ -31,6 +31,7 @@ def align(
     strict: bool = True,
     approximate: bool = False,
     continuous: bool = True,
+    restarts: int = 0,
 ) -> Moved:
     """Carry a model onto another one of its architecture, its function unchanged.
 
@@ -49,6 +50,9 @@ def align(
         As for `noetherflow.canonical`. Scales before a normalisation with an eps are divided out only with ``approximate=True``.
     continuous : bool
         False uses permutations and signs only, on the parameters as they are: what a model differs by in its continuous symmetries stays.
+    restarts : int
+        Further starts of the matching, random ones that are the same every time; the nearest end of all is kept. Worth their time where
+        several hidden layers follow one another: with one class of units the matching is exact without them.
 
     Returns
     -------
@@ -74,19 +78,19 @@ def align(
     """
     graph = _graph(model_a, source)
     if not continuous:
-        return _permuted(model_a, model_b, graph)
+        return _permuted(model_a, model_b, graph, restarts)
     orbits = [orbit_of(copy.deepcopy(m).to(torch.float64), graph, approximate=approximate) for m in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, moving = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving)
+    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving, restarts)
     found = _carried(orbits[1], forms, steps)
     return _like(model_a, model_b, found, forms, tuple(step for step in steps if isinstance(step, Element)))
 
 
-def _permuted(model_a: nn.Module, model_b: nn.Module, graph: ArchitectureGraph) -> Moved:
+def _permuted(model_a: nn.Module, model_b: nn.Module, graph: ArchitectureGraph, restarts: int) -> Moved:
     """B after the permutations and signs that bring it nearest, as far as the matching finds."""
     orbits = [Orbit(copy.deepcopy(model).to(torch.float64), (), {}) for model in (model_a, model_b)]
-    steps, _ = matched(tuple(discrete_symmetries(graph)), (), *(all_parameters(orbit, {}) for orbit in orbits))
+    steps, _ = matched(tuple(discrete_symmetries(graph)), (), *(all_parameters(orbit, {}) for orbit in orbits), restarts)
     nothing = (Form((), {}, {}), Form((), {}, {}))
     return _like(model_a, model_b, _carried(orbits[1], nothing, steps), nothing, ())
 
