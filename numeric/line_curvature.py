@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call
 
 from noetherflow.errors import ModelError, RunError
 from noetherflow.numeric.barrier import Loss, in_double
@@ -93,6 +93,7 @@ class LineCurvature:
         )
 
 
+@torch.enable_grad()
 def line_curvature(
     model_a: nn.Module, model_b: nn.Module, batches: Iterable[Batch], loss: Loss, weight: float = 0.5, nodes: int = 12
 ) -> LineCurvature:
@@ -178,12 +179,25 @@ def _output(model: nn.Module, start: Tensors, step: Tensors, s: Tensor, inputs: 
 
 
 def _of_batch(outputs: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor]:
-    one = torch.ones_like(s)
+    """Of one batch; reverse mode throughout."""
+    s = s.detach().requires_grad_()
+    f = outputs(s)
+    slope = _slope(f, s)
+    step = torch.zeros_like(s).requires_grad_()
+    inner = _second(loss(f.detach() + step * slope), step)
+    return inner, _second(loss(f), s) - inner
 
-    def moving(u: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = jvp(outputs, (u,), (one,))
-        return value, slope
 
-    (f, slope), (_, bend) = jvp(moving, (s,), (one,))
-    along = lambda x: jvp(loss, (x,), (slope,))[1]  # noqa: E731
-    return jvp(along, (f,), (slope,))[1], jvp(loss, (f,), (bend,))[1]
+def _slope(f: Tensor, s: Tensor) -> Tensor:
+    """df/ds: the derivative, by u, of d(u · f)/ds."""
+    u = torch.zeros_like(f).requires_grad_()
+    (along,) = torch.autograd.grad(f, s, u, create_graph=True)
+    return torch.autograd.grad(along, u, retain_graph=True)[0].detach()
+
+
+def _second(value: Tensor, s: Tensor) -> Tensor:
+    (first,) = torch.autograd.grad(value, s, create_graph=True)
+    if not first.requires_grad:  # linear along the line
+        return torch.zeros_like(first)
+    (second,) = torch.autograd.grad(first, s, materialize_grads=True)
+    return second.detach()

@@ -40,7 +40,7 @@ def sign_equations(program: Program, wanted: frozenset[Atoms], graph: Architectu
     parities = {node: parity_of(data["operation"], data["attributes"]) for node, data in graph.nodes(data=True)}
 
     def parity(step: Apply) -> int | None:
-        return 1 if step.factor is not None else parities.get(step.node)
+        return 1 if step.odd or step.factor is not None else parities.get(step.node)
 
     rules: dict[type, Statement] = {
         Contract: _contract,
