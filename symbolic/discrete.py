@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +11,7 @@ from typing import Any
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.actions import Tensors
-from noetherflow.symbolic.discrete_factors import Factor, Values, acted
+from noetherflow.symbolic.discrete_factors import Factor, Permutations, Signs, Values, acted
 from noetherflow.symbolic.discrete_writing import FactorWriter
 from noetherflow.symbolic.gauge import lower
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -55,6 +56,21 @@ class DiscreteSymmetries(Sequence[Factor]):
     def log_order(self) -> float:
         """Natural logarithm of the order."""
         return sum(factor.log_order for factor in self._factors)
+
+    @property
+    def formula(self) -> str:
+        """The order as a product of powers of factorials and of two, exactly; also where its digits would fill books.
+
+        Examples
+        --------
+        >>> DiscreteSymmetries((Permutations((3, 5), ()), Permutations((4,), ()), Signs((6,), ())), {}).formula
+        '5!^3 · 4! · 2^6'
+        """
+        powers: Counter[int] = Counter()
+        for factor in self._factors:
+            powers[factor.base] += factor.power
+        written = [(f"{n}!" if n > 2 else f"{n}", powers[n]) for n in sorted(powers, reverse=True) if n > 1 and powers[n]]
+        return " · ".join(base if power == 1 else f"{base}^{power}" for base, power in written) or "1"
 
     @property
     def generators(self) -> tuple[str, ...]:
