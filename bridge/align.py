@@ -38,7 +38,8 @@ def align(
     Both are brought to their canonical points (`noetherflow.canonical`). There b's units, channels and heads are matched with a's, signs
     chosen, and what GL(n) leaves is rotated towards a; then b takes a's way back from its canonical point. A model that differs from a by
     an element of the two groups comes out as a, to rounding, unless rows tie. For others the matching is a local optimum: exact within
-    each class with all others held, and the same every time.
+    each class with all others held, and the same every time. Taking a's balance is then no descent: for two networks that were trained
+    apart, ``continuous=False`` may end nearer, and with a lower barrier (`noetherflow.barrier`; derivations/permutation_barrier.py).
 
     Parameters
     ----------

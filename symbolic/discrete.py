@@ -11,7 +11,7 @@ from typing import Any
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.actions import Tensors
-from noetherflow.symbolic.discrete_factors import Factor, Permutations, Signs, Values, acted
+from noetherflow.symbolic.discrete_factors import Factor, Values, acted
 from noetherflow.symbolic.discrete_writing import FactorWriter
 from noetherflow.symbolic.gauge import lower
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -63,6 +63,7 @@ class DiscreteSymmetries(Sequence[Factor]):
 
         Examples
         --------
+        >>> from noetherflow.symbolic.discrete_factors import Permutations, Signs
         >>> DiscreteSymmetries((Permutations((3, 5), ()), Permutations((4,), ()), Signs((6,), ())), {}).formula
         '5!^3 · 4! · 2^6'
         """
@@ -135,8 +136,9 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     """Derive the permutations and signs that leave a network's function unchanged.
 
     Sound: every element leaves the outputs (or the loss) unchanged for every input. Not claimed: that there are no others. Not found:
-    experts that data choose (top k), states of LSTM and GRU layers, heads that are cut out one by one, functions that are odd only up to
-    a shift (sigmoid). With active dropout the outputs are the same in distribution, since masks are not permuted.
+    experts that data choose (top k), heads that are cut out one by one, functions that are odd only up to a shift (sigmoid). Units of LSTM
+    and GRU layers are found where their state begins at zero: any other is data, and tells them apart. With active dropout the outputs are
+    the same in distribution, since masks are not permuted.
 
     What is counted are components: along an index that carries continuous rotations (linear layers between one another, queries and keys
     or values and outputs of a head, the stream of a network with normalisations) even permutations and even numbers of signs are
@@ -150,7 +152,7 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     Returns
     -------
     DiscreteSymmetries
-        A sequence of factors; ``.order`` (an exact integer), ``.log_order``, ``.generators``, ``.random(seed)``,
+        A sequence of factors; ``.order`` (an exact integer), ``.log_order``, ``.formula``, ``.generators``, ``.random(seed)``,
         ``.transform(params, element)``, ``.opaque``.
 
     Raises
