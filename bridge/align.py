@@ -91,7 +91,8 @@ def align(
 def _permuted(model_a: nn.Module, model_b: nn.Module, graph: ArchitectureGraph, restarts: int) -> Moved:
     """B after the permutations and signs that bring it nearest, as far as the matching finds."""
     orbits = [Orbit(copy.deepcopy(model).to(torch.float64), (), {}) for model in (model_a, model_b)]
-    steps, _ = matched(tuple(discrete_symmetries(graph)), (), *(all_parameters(orbit, {}) for orbit in orbits), restarts)
+    fixed, moving = (all_parameters(orbit, {}) for orbit in orbits)
+    steps, _ = matched(tuple(discrete_symmetries(graph)), (), fixed, moving, restarts)
     nothing = (Form((), {}, {}), Form((), {}, {}))
     return _like(model_a, model_b, _carried(orbits[1], nothing, steps), nothing, ())
 

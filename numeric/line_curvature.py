@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ def line_curvature(
         )
     read = in_double(batches)
     ends = [copy.deepcopy(model).double().eval() for model in (model_a, model_b)]
-    model, (first, last) = merge(*ends), (dict(end.named_parameters()) for end in ends)
+    model, (first, last) = merge(ends[0], ends[1]), (dict(end.named_parameters()) for end in ends)
     start = {name: p.detach() for name, p in first.items()}
     step = {name: last[name].detach() - p for name, p in start.items()}
     places, masses = _quadrature(weight, nodes)
@@ -168,14 +169,18 @@ def _parts(model: nn.Module, start: Tensors, step: Tensors, s: float, batches: S
     at = next(iter(start.values())).new_tensor(s)
     for inputs, targets in batches:
         size = len(targets)
-        gauss_newton, outputs = _of_batch(lambda u, x=inputs: _output(model, start, step, u, x), lambda f, y=targets: loss(f, y), at)
+        gauss_newton, outputs = _of_batch(partial(_output, model, start, step, inputs), partial(_lost, loss, targets), at)
         inner, outer, count = inner + size * float(gauss_newton), outer + size * float(outputs), count + size
     return inner / count, outer / count
 
 
-def _output(model: nn.Module, start: Tensors, step: Tensors, s: Tensor, inputs: object) -> Tensor:
+def _output(model: nn.Module, start: Tensors, step: Tensors, inputs: object, s: Tensor) -> Tensor:
     output: Tensor = functional_call(model, {name: p + s * step[name] for name, p in start.items()}, (inputs,))
     return output
+
+
+def _lost(loss: Loss, targets: Tensor, output: Tensor) -> Tensor:
+    return loss(output, targets)
 
 
 def _of_batch(outputs: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor]:
