@@ -30,13 +30,16 @@ def align(
     scale_norm: float = 1.0,
     strict: bool = True,
     approximate: bool = False,
+    continuous: bool = True,
+    restarts: int = 0,
 ) -> Moved:
     """Carry a model onto another one of its architecture, its function unchanged.
 
     Both are brought to their canonical points (`noetherflow.canonical`). There b's units, channels and heads are matched with a's, signs
     chosen, and what GL(n) leaves is rotated towards a; then b takes a's way back from its canonical point. A model that differs from a by
     an element of the two groups comes out as a, to rounding, unless rows tie. For others the matching is a local optimum: exact within
-    each class with all others held, and the same every time.
+    each class with all others held, and the same every time. Taking a's balance is then no descent: for two networks that were trained
+    apart, ``continuous=False`` may end nearer, and with a lower barrier (`noetherflow.barrier`; derivations/permutation_barrier.py).
 
     Parameters
     ----------
@@ -46,6 +49,11 @@ def align(
         Of either model.
     scale_norm, strict, approximate
         As for `noetherflow.canonical`. Scales before a normalisation with an eps are divided out only with ``approximate=True``.
+    continuous : bool
+        False uses permutations and signs only, on the parameters as they are: what a model differs by in its continuous symmetries stays.
+    restarts : int
+        Further starts of the matching, random ones that are the same every time; the nearest end of all is kept. Worth their time where
+        several hidden layers follow one another: with one class of units the matching is exact without them.
 
     Returns
     -------
@@ -70,12 +78,23 @@ def align(
     (True, True)
     """
     graph = _graph(model_a, source)
+    if not continuous:
+        return _permuted(model_a, model_b, graph, restarts)
     orbits = [orbit_of(copy.deepcopy(m).to(torch.float64), graph, approximate=approximate) for m in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, moving = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving)
+    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving, restarts)
     found = _carried(orbits[1], forms, steps)
     return _like(model_a, model_b, found, forms, tuple(step for step in steps if isinstance(step, Element)))
+
+
+def _permuted(model_a: nn.Module, model_b: nn.Module, graph: ArchitectureGraph, restarts: int) -> Moved:
+    """B after the permutations and signs that bring it nearest, as far as the matching finds."""
+    orbits = [Orbit(copy.deepcopy(model).to(torch.float64), (), {}) for model in (model_a, model_b)]
+    fixed, moving = (all_parameters(orbit, {}) for orbit in orbits)
+    steps, _ = matched(tuple(discrete_symmetries(graph)), (), fixed, moving, restarts)
+    nothing = (Form((), {}, {}), Form((), {}, {}))
+    return _like(model_a, model_b, _carried(orbits[1], nothing, steps), nothing, ())
 
 
 def _graph(model: nn.Module, source: Any) -> ArchitectureGraph:

@@ -10,6 +10,8 @@ import torch
 from noetherflow.bridge.reading import Arguments, Reader, Readers, Reading, part, reshaped, sequence, shape_of
 
 READERS: Final = Readers()
+ZEROS: Final = (torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default, torch.ops.aten.new_zeros.default)
+RECURRENT: Final = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
 
 
 # --- windows
@@ -160,8 +162,14 @@ def _run(a: Arguments, source: Any, first: int, each: int, *, reverse: bool) -> 
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[:each]
     weights = dict(zip(names, a["params"][first : first + each], strict=True))
     width = shape_of(weights["weight_hh"])[1]
-    settings = {"reverse": reverse, "batch_first": a["batch_first"]}
+    settings = {"reverse": reverse, "batch_first": a["batch_first"], "from_zero": all(map(_is_zero, sequence(a["hx"])))}
     return Reading(f"{a.name}_layer", {"input": source, **weights}, settings, (*shape_of(source)[:-1], width))
+
+
+def _is_zero(state: Any) -> bool:
+    """Whether an export node is made of zeros, as torch's own start is, and nobody else has it who may write into it."""
+    made = getattr(state, "op", "") == "call_function" and state.target in ZEROS
+    return made and all(user.target in RECURRENT for user in state.users)
 
 
 def _final(a: Arguments, run: Reading) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Way:
 
 
 def matched(
-    factors: Sequence[Factor], families: Sequence[Symmetry], fixed: Tensors, moving: Tensors
+    factors: Sequence[Factor], families: Sequence[Symmetry], fixed: Tensors, moving: Tensors, restarts: int = 0
 ) -> tuple[tuple[Step | Element, ...], dict[str, Tensor]]:
     """Steps that bring tensors near to fixed ones, and what they make of them.
 
@@ -56,6 +57,8 @@ def matched(
         Linear ones, of which the tensors are balanced: rotations are left.
     fixed, moving : mapping of str to Tensor
         In float64.
+    restarts : int
+        Further starts of the coordinate descent: random permutations, the same every time.
     """
     permutations = sorted((f for f in factors if isinstance(f, Permutations)), key=lambda f: len(f.sizes))
     signs = [f for f in factors if isinstance(f, Signs)]
@@ -66,18 +69,23 @@ def matched(
         turns, tensors = rotated(families, fixed, way.tensors)
         return Way((*way.steps, *turns), tensors)
 
+    def descended(way: Way) -> Way:
+        for _ in range(SWEEPS if factors else 0):
+            before = gap(fixed, way.tensors)
+            for factor in permutations:
+                costs = _magnitudes if factor in signed else _correlations
+                found = settled(way.after(factor, _assigned(factor, fixed, way.tensors, costs)))
+                way = min(way, found, key=lambda w: gap(fixed, w.tensors))
+            if before - gap(fixed, way.tensors) <= GAIN * before:
+                break
+        return way
+
     starts = [settled(Way((), moving))]
     if permutations:
         starts.append(settled(_by_signature(permutations, fixed, moving)))
-    best = min(starts, key=lambda way: gap(fixed, way.tensors))
-    for _ in range(SWEEPS if factors else 0):
-        before = gap(fixed, best.tensors)
-        for factor in permutations:
-            costs = _magnitudes if factor in signed else _correlations
-            found = settled(best.after(factor, _assigned(factor, fixed, best.tensors, costs)))
-            best = min(best, found, key=lambda way: gap(fixed, way.tensors))
-        if before - gap(fixed, best.tensors) <= GAIN * before:
-            break
+        starts += [settled(_at_random(permutations, moving, Random(seed))) for seed in range(restarts)]
+    first = min(starts[:2], key=lambda way: gap(fixed, way.tensors))
+    best = min(map(descended, (first, *starts[2:])), key=lambda way: gap(fixed, way.tensors))
     return best.steps, dict(best.tensors)
 
 
@@ -88,6 +96,13 @@ def _by_signature(permutations: Sequence[Permutations], fixed: Tensors, moving: 
     way = Way((), moving)
     for factor in permutations:
         way = way.after(factor, _assigned(factor, fixed, way.tensors, _signature_distances))
+    return way
+
+
+def _at_random(permutations: Sequence[Permutations], moving: Tensors, random: Random) -> Way:
+    way = Way((), moving)
+    for factor in permutations:
+        way = way.after(factor, factor.random(random))
     return way
 
 

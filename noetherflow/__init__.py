@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from noetherflow.bridge.verify_drift import verify_drift
     from noetherflow.bridge.watch import watch
     from noetherflow.numeric import data, ensembles, input_groups, models, statistics
+    from noetherflow.numeric.barrier import barrier
+    from noetherflow.numeric.line_curvature import line_curvature
+    from noetherflow.numeric.merging import merge
     from noetherflow.numeric.tangent_kernel import neural_tangent_kernel
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
@@ -64,6 +67,7 @@ __all__ = [
     "augmentation_equivariance",
     "augmentation_momenta",
     "augmented_laws",
+    "barrier",
     "between_steps",
     "broken_symmetries",
     "canonical",
@@ -80,7 +84,9 @@ __all__ = [
     "ensembles",
     "fold_gains",
     "input_groups",
+    "line_curvature",
     "local_laws",
+    "merge",
     "metrics",
     "mirrors",
     "models",
@@ -113,6 +119,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "augmentation_equivariance": ("noetherflow.bridge.augmentation_equivariance", "augmentation_equivariance"),
         "augmentation_momenta": ("noetherflow.bridge.augmentation_momenta", "augmentation_momenta"),
         "augmented_laws": ("noetherflow.bridge.augmented_laws", "augmented_laws"),
+        "barrier": ("noetherflow.numeric.barrier", "barrier"),
         "between_steps": ("noetherflow.bridge.between_steps", "between_steps"),
         "broken_symmetries": ("noetherflow.symbolic.broken", "broken_symmetries"),
         "canonical": ("noetherflow.bridge.canonical", "canonical"),
@@ -129,7 +136,9 @@ _FRONT_DOOR: Final = MappingProxyType(
         "ensembles": ("noetherflow.numeric.ensembles", ""),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "input_groups": ("noetherflow.numeric.input_groups", ""),
+        "line_curvature": ("noetherflow.numeric.line_curvature", "line_curvature"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
+        "merge": ("noetherflow.numeric.merging", "merge"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "mirrors": ("noetherflow.bridge.mirrors", "mirrors"),
         "models": ("noetherflow.numeric.models", ""),

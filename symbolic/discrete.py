@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -55,6 +56,22 @@ class DiscreteSymmetries(Sequence[Factor]):
     def log_order(self) -> float:
         """Natural logarithm of the order."""
         return sum(factor.log_order for factor in self._factors)
+
+    @property
+    def formula(self) -> str:
+        """The order as a product of powers of factorials and of two, exactly; also where its digits would fill books.
+
+        Examples
+        --------
+        >>> from noetherflow.symbolic.discrete_factors import Permutations, Signs
+        >>> DiscreteSymmetries((Permutations((3, 5), ()), Permutations((4,), ()), Signs((6,), ())), {}).formula
+        '5!^3 · 4! · 2^6'
+        """
+        powers: Counter[int] = Counter()
+        for factor in self._factors:
+            powers[factor.base] += factor.power
+        written = [(f"{n}!" if n > 2 else f"{n}", powers[n]) for n in sorted(powers, reverse=True) if n > 1 and powers[n]]
+        return " · ".join(base if power == 1 else f"{base}^{power}" for base, power in written) or "1"
 
     @property
     def generators(self) -> tuple[str, ...]:
@@ -119,8 +136,9 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     """Derive the permutations and signs that leave a network's function unchanged.
 
     Sound: every element leaves the outputs (or the loss) unchanged for every input. Not claimed: that there are no others. Not found:
-    experts that data choose (top k), states of LSTM and GRU layers, heads that are cut out one by one, functions that are odd only up to
-    a shift (sigmoid). With active dropout the outputs are the same in distribution, since masks are not permuted.
+    experts that data choose (top k), heads that are cut out one by one, functions that are odd only up to a shift (sigmoid). Units of LSTM
+    and GRU layers are found where their state begins at zero: any other is data, and tells them apart. With active dropout the outputs are
+    the same in distribution, since masks are not permuted.
 
     What is counted are components: along an index that carries continuous rotations (linear layers between one another, queries and keys
     or values and outputs of a head, the stream of a network with normalisations) even permutations and even numbers of signs are
@@ -134,7 +152,7 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     Returns
     -------
     DiscreteSymmetries
-        A sequence of factors; ``.order`` (an exact integer), ``.log_order``, ``.generators``, ``.random(seed)``,
+        A sequence of factors; ``.order`` (an exact integer), ``.log_order``, ``.formula``, ``.generators``, ``.random(seed)``,
         ``.transform(params, element)``, ``.opaque``.
 
     Raises

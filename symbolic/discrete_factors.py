@@ -50,6 +50,16 @@ class Permutations:
         return prod(self.sizes[:-1])
 
     @property
+    def base(self) -> int:
+        """N, of the N! whose power the order is."""
+        return self.sizes[-1]
+
+    @property
+    def power(self) -> int:
+        """The exponent of N!."""
+        return self.copies
+
+    @property
     def order(self) -> int:
         """N! to the power of the number of copies."""
         return int(factorial(self.sizes[-1]) ** self.copies)
@@ -116,6 +126,16 @@ class Signs:
         return prod(n - 1 for n in self.sizes) if self.based else prod(self.sizes)
 
     @property
+    def base(self) -> int:
+        """Two, which is its own factorial."""
+        return 2
+
+    @property
+    def power(self) -> int:
+        """The exponent of two."""
+        return self.bits
+
+    @property
     def order(self) -> int:
         """Two to the number of bits."""
         return int(2**self.bits)
@@ -168,6 +188,11 @@ class Transpositions(Permutations):
     """The interchange of the first two values of an index, for each value of the others: a reflection among continuous rotations."""
 
     kind = "reflection"
+
+    @property
+    def base(self) -> int:
+        """Two."""
+        return 2
 
     @property
     def order(self) -> int:

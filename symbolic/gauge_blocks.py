@@ -142,7 +142,7 @@ def _recurrent(program: Program, call: Call) -> Value:
     x = call["input"]
     batch = [f"n{i}" for i in range(len(x.axes) - 1)]
     hidden = program.value([program.table.like(axis) for axis in x.axes[:-1]] + [program.table.new(call.shape[-1])], fixed=True)
-    inner = [_gates(program, call, x, batch, "ih"), _gates(program, call, hidden, batch, "hh")]
+    inner = [gates(program, call, x, batch, "ih"), gates(program, call, hidden, batch, "hh")]
     if call.operation == "lstm_layer":
         program.apply(call.node, program.add(call.node, inner), None)
     else:
@@ -154,6 +154,7 @@ def _recurrent(program: Program, call: Call) -> Value:
     return program.fresh(call.shape, fixed=True)
 
 
-def _gates(program: Program, call: Call, x: Value, batch: Sequence[str], name: str) -> Value:
+def gates(program: Program, call: Call, x: Value, batch: Sequence[str], name: str) -> Value:
+    """What the gates of a recurrent layer read of one of their two inputs."""
     y = program.contract(call.node, [(x, [*batch, "i"]), (call[f"weight_{name}"], ["o", "i"])], [*batch, "o"], uniform=True)
     return program.add(call.node, [y, call[f"bias_{name}"]]) if f"bias_{name}" in call.values else y

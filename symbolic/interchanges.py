@@ -12,7 +12,7 @@ expert, channels within a group, entries within a head. What a primitive asks of
 Carriers fall into connected components; one that no fixed tensor, no pin and no position touches is a symmetric group, once for every
 value of its spectators.
 
-Source: own; for perceptrons hechtnielsen1990algebraic.
+Source: own; for perceptrons known since Hecht-Nielsen (1990).
 """
 
 from __future__ import annotations

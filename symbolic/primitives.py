@@ -159,7 +159,7 @@ class Program:
         self.steps.append(Add(node, _term(result, labels, chosen), terms, tuple(coefficients or [1] * len(terms))))
         return result
 
-    def apply(self, node: str, x: Value, degree: sp.Rational | None, factor: sp.Rational | None = None) -> Value:
+    def apply(self, node: str, x: Value, degree: sp.Rational | None, factor: sp.Rational | None = None, *, odd: bool = False) -> Value:
         """One function on every element."""
         if x.fixed and factor == 1:
             return x
@@ -169,7 +169,7 @@ class Program:
         if factor == 1 and x.root in self.probabilities:
             self.probabilities[result.root] = self.probabilities[x.root]
         out, operand = _alike(result, x)
-        self.steps.append(Apply(node, out, operand, degree, factor))
+        self.steps.append(Apply(node, out, operand, degree, factor, odd))
         return result
 
     def normalize(self, node: str, x: Value, over: Sequence[int], *, scale: bool, shift: bool, eps: float = 0.0) -> Value:

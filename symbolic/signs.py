@@ -11,7 +11,7 @@ factors only, or a parity without a degree:
 A sign is a function of a tensor's indices. It splits uniquely into parts that depend on a set of indices and are zero where one of them
 is zero, which takes the place of the parts of zero mean: half of an even number of values may be negative.
 
-Source: own; for perceptrons hechtnielsen1990algebraic, chen1993geometry.
+Source: own; for perceptrons known since Hecht-Nielsen (1990) and Chen, Lu and Hecht-Nielsen (1993).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sign_equations(program: Program, wanted: frozenset[Atoms], graph: Architectu
     parities = {node: parity_of(data["operation"], data["attributes"]) for node, data in graph.nodes(data=True)}
 
     def parity(step: Apply) -> int | None:
-        return 1 if step.factor is not None else parities.get(step.node)
+        return 1 if step.odd or step.factor is not None else parities.get(step.node)
 
     rules: dict[type, Statement] = {
         Contract: _contract,

@@ -74,13 +74,17 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """out = f(x) on every element; f(c x) = c**degree f(x) for c > 0, or degree None; `linear` f(x) = factor * x."""
+    """out = f(x) on every element; f(c x) = c**degree f(x) for c > 0, or degree None; `linear` f(x) = factor * x.
+
+    `odd` says that f(-x) = -f(x) for a function inside an operation; that of an operation on elements is known by its name.
+    """
 
     node: str
     out: Term
     operand: Term
     degree: sp.Rational | None
     factor: sp.Rational | None = None
+    odd: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from noetherflow.symbolic.gauge_blocks import gates
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule, along
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.primitives import Program, Value
@@ -83,6 +84,55 @@ def _pinned(program: Program, call: Call) -> Value:
     return program.fresh(call.shape, fixed=True)
 
 
+def _recurrent(program: Program, call: Call) -> Value:
+    """A layer's equations for one step, whose state is alike before and after it: what holds for a state of zeros holds for all later ones.
+
+    Any other initial state is data, which tell units apart. So does the order of time, and the batch may hold it.
+    """
+    if not call.get("from_zero"):
+        return _pinned(program, call)
+    x, node = call["input"], call.node
+    lead = [f"n{i}" for i in range(len(x.axes) - 1)]
+    order = program.value([program.table.like(axis) for axis in x.axes[:-1]], fixed=True)
+    told = program.contract(node, [(x, [*lead, "i"]), (order, lead)], [*lead, "i"])
+    hidden, memory = (_state(program, call) for _ in range(2))
+    above, beside = gates(program, call, told, lead, "ih"), gates(program, call, hidden, lead, "hh")
+    new = (_lstm_step if call.operation == "lstm_layer" else _gru_step)(program, call, (above, beside), (hidden, memory))
+    program.add(node, [new, hidden])  # alike
+    return new
+
+
+def _state(program: Program, call: Call) -> Value:
+    return program.value([*(program.table.like(axis) for axis in call["input"].axes[:-1]), program.table.new(call.shape[-1])])
+
+
+def _lstm_step(program: Program, call: Call, sides: tuple[Value, Value], state: tuple[Value, Value]) -> Value:
+    i, f, g, o = _cut(program, call, program.add(call.node, sides), 4)
+    i, f, o = (program.apply(call.node, gate, None) for gate in (i, f, o))
+    kept, added = _times(program, call, f, state[1]), _times(program, call, i, program.apply(call.node, g, None, odd=True))
+    memory = program.add(call.node, [kept, added])
+    program.add(call.node, [memory, state[1]])  # alike
+    return _times(program, call, o, program.apply(call.node, memory, None, odd=True))
+
+
+def _gru_step(program: Program, call: Call, sides: tuple[Value, Value], state: tuple[Value, Value]) -> Value:
+    (r, z, n), (hr, hz, hn) = (_cut(program, call, side, 3) for side in sides)
+    reset, update = (program.apply(call.node, program.add(call.node, pair), None) for pair in ((r, hr), (z, hz)))
+    new = program.apply(call.node, program.add(call.node, [n, _times(program, call, reset, hn)]), None, odd=True)
+    rest = program.apply(call.node, update, None)  # 1 - z
+    return program.add(call.node, [_times(program, call, rest, new), _times(program, call, update, state[0])])
+
+
+def _cut(program: Program, call: Call, x: Value, parts: int) -> list[Value]:
+    width = call.shape[-1]
+    return [program.piece(call.node, x, len(x.axes) - 1, k * width, width) for k in range(parts)]
+
+
+def _times(program: Program, call: Call, x: Value, y: Value) -> Value:
+    labels = [str(i) for i in range(len(x.axes))]
+    return program.contract(call.node, [(x, labels), (y, labels)], labels)
+
+
 STRICT: Final[dict[str, Rule]] = {
     "masked": _masked,
     "select": _select,
@@ -91,6 +141,6 @@ STRICT: Final[dict[str, Rule]] = {
     "rotary": _rotary,
     "cross_entropy": _pinned,
     "mean_square": _pinned,
-    "lstm_layer": _pinned,
-    "gru_layer": _pinned,
+    "lstm_layer": _recurrent,
+    "gru_layer": _recurrent,
 }

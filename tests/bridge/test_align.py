@@ -94,6 +94,32 @@ def test_another_function_stays_at_a_distance_and_is_not_changed() -> None:
     assert single.after == pytest.approx(found.after, rel=1e-4)
 
 
+def test_permutations_alone_leave_the_scales_where_they_are() -> None:
+    torch.manual_seed(0)
+    model = nf.models.MLP([6, 9, 9, 4]).double()
+    inputs = torch.randn(5, 6, dtype=torch.float64)
+    graph = nf.trace(model, inputs)
+    other = hidden(model, graph, 3)
+    assert nf.align(model, other, graph, continuous=False).after < EXACT
+    scaled = nf.rebalance(other, graph).model
+    alone, both = (nf.align(model, scaled, graph, continuous=c) for c in (False, True))
+    assert both.after < EXACT < 1e-3 < alone.after
+    assert change(scaled, alone.model, inputs) < EXACT
+    rows = [m.layers[0].weight.norm(dim=1).sort().values for m in (scaled, alone.model)]
+    torch.testing.assert_close(rows[0], rows[1])
+
+
+def test_further_starts_never_end_farther() -> None:
+    inputs = torch.randn(4, 8, dtype=torch.float64)
+    a, b = (nf.models.build("mlp", seed=s, widths=(8, 12, 12, 12, 3)).double() for s in (0, 1))
+    ends = [nf.align(a, b, inputs, continuous=False, restarts=n).after for n in (0, 2, 8)]
+    assert ends[0] >= ends[1] >= ends[2]
+    assert ends[2] < ends[0]
+    again = nf.align(a, b, inputs, continuous=False, restarts=8)
+    assert again.after == ends[2]
+    assert change(b, again.model, inputs) < EXACT
+
+
 def test_a_graph_or_inputs_are_asked_for() -> None:
     model = nf.models.MLP([3, 4, 2])
     with pytest.raises(ModelError, match="derived from a graph"):

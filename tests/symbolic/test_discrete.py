@@ -43,7 +43,7 @@ ORDERS = {
     "experts": factorial(3) * factorial(2) ** 3,
     "routed_top_1": factorial(2) ** 3,
     "group_norm": factorial(2) * factorial(3) ** 2 * 2**2,
-    "lstm": 1,
+    "lstm": factorial(2) * 2**2 * 2,  # the last for the linear space between the embedding and the layer
 }
 # All kinds of factors, in networks that depend on all of their parameters.
 SOUND = (
