@@ -2,8 +2,8 @@
 
 Every rule is written so that it can be differentiated any number of times, mapped over many samples, and, where the operation is a
 polynomial, evaluated modulo a prime (`noetherflow.numeric.modular`). Functions with pieces (ReLU, maxima) can be given which piece holds:
-see `noetherflow.bridge.pieces`. A graph does not keep everything: masks, tables that are not parameters and running statistics are not in
-it, and an operation that needs them is refused rather than guessed.
+see `noetherflow.bridge.pieces`. A graph does not keep everything: large tables that are not parameters, masks made from inputs and running
+statistics are not in it, and an operation that needs them is refused rather than guessed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from noetherflow.bridge.constant_values import tensor_of
 from noetherflow.bridge.evaluation_blocks import BLOCKS, standardised
 from noetherflow.bridge.pieces import PIECES
 from noetherflow.bridge.windows import average_pool, convolution
@@ -133,7 +134,13 @@ def _transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, .
 
 
 def _constant(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    return torch.tensor(a["value"], dtype=torch.float64)
+    return tensor_of(a, shape)
+
+
+def _masked(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """With zeros it is a product, so that it is exact modulo a prime as well."""
+    hidden = tensor_of(a["mask"], shape)
+    return v["input"].where(~hidden, a["value"]) if a["value"] else v["input"] * (~hidden).double()
 
 
 def _embedding(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -188,8 +195,9 @@ RULES: Final[dict[str, Rule]] = {
     "sum": _reduced(torch.sum),
     "mean": _reduced(torch.mean),
     "embedding": _embedding,
-    "index_select": lambda v, a, shape: v["input"].index_select(a["dim"], v["index"].reshape(-1)).reshape(shape),
-    "gather": lambda v, a, shape: v["input"].gather(a["dim"], v["index"]),
+    "index_select": lambda v, a, shape: v["input"].index_select(a["dim"], v["index"].long().reshape(-1)).reshape(shape),
+    "gather": lambda v, a, shape: v["input"].gather(a["dim"], v["index"].long()),
+    "masked": _masked,
     "power": _power,
     "average_pool": average_pool,
     "adaptive_average_pool": average_pool,

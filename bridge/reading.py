@@ -32,6 +32,8 @@ class Reading:
         does not hold.
     otherwise : Reading, optional
         What holds then; None if nothing does.
+    mask : tuple of (export node, bool)
+        What says which entries are replaced, and its value where they are.
     """
 
     operation: str
@@ -40,6 +42,7 @@ class Reading:
     shape: Shape | None = None
     data: tuple[Any, ...] = ()
     otherwise: Reading | None = None
+    mask: tuple[Any, bool] = (None, True)
 
 
 @dataclass(frozen=True, slots=True)
