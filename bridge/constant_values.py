@@ -179,7 +179,7 @@ def tensor_of(attributes: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
     """
     if "kind" in attributes:
         shown = _mask(attributes["kind"], shape)
-        return shown if attributes["boolean"] else torch.where(shown, 0.0, LOWEST).double()
+        return shown if attributes["boolean"] else torch.zeros(shown.shape, dtype=torch.float64).masked_fill(~shown, LOWEST)
     entries = attributes["value"] if "value" in attributes else attributes["entries"]
     leaf = entries
     while isinstance(leaf, list):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from noetherflow.bridge.constant_values import tensor_of
 from noetherflow.bridge.evaluation_blocks import BLOCKS, standardised
 from noetherflow.bridge.pieces import PIECES
-from noetherflow.bridge.windows import average_pool, convolution
+from noetherflow.bridge.windows import average_pool, convolution, transposed_convolution
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -126,13 +126,6 @@ def _linear(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return product + v["bias"] if "bias" in v else product
 
 
-def _transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[v["weight"].dim() - 3]
-    more = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-    whole: Tensor = function(v["input"], v["weight"], v.get("bias"), *more)
-    return whole
-
-
 def _constant(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return tensor_of(a, shape)
 
@@ -183,7 +176,7 @@ RULES: Final[dict[str, Rule]] = {
     "parameter": lambda v, a, shape: v["weight"],
     "linear": _linear,
     "convolution": convolution,
-    "transposed_convolution": _transposed_convolution,
+    "transposed_convolution": transposed_convolution,
     "add": _binary(torch.add),
     "subtract": _binary(torch.sub),
     "multiply": _binary(torch.mul),

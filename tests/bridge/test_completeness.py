@@ -118,6 +118,34 @@ def test_attention_without_softmax_is_a_polynomial() -> None:
     assert (found.laws_found, found.complete, found.mode) == (3 + 3 + 1, True, "proved")  # QQ' - KK', VV' - O'O, |Q|² - |V|²
 
 
+UPSAMPLED: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "relu": (nn.Sequential(nn.ConvTranspose1d(2, 3, 2, stride=2), nn.ReLU(), nn.Conv1d(3, 2, 2)), (2, 3), 3),
+    "linear": (nn.Sequential(nn.Conv1d(2, 3, 2, bias=False), nn.ConvTranspose1d(3, 4, 2, stride=2, bias=False)), (2, 3), 6),
+    "images": (
+        nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(3, 1, 2, bias=False)),
+        (2, 3, 3),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPSAMPLED)
+def test_transposed_convolutions_are_counted_exactly(name: str) -> None:
+    model, shape, laws = UPSAMPLED[name]
+    found = nf.completeness(model, torch.zeros(1, *shape))
+    assert (found.laws_found, found.laws_possible, found.complete, found.mode) == (laws, laws, True, "proved")
+    assert found.assumption == ""
+
+
+def test_a_law_of_a_plain_convolution_is_refuted_by_a_transposed_one() -> None:
+    """Behind a ReLU a unit is an input channel of the next weight: its first axis where the convolution is transposed."""
+    plain, transposed = (nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), kind(3, 3, 2)) for kind in (nn.Conv1d, nn.ConvTranspose1d))
+    (law,) = nf.derive(nf.trace(plain, torch.zeros(1, 2, 5)))
+    found = nf.completeness(transposed, torch.zeros(1, 2, 5), laws=[law])
+    assert found.refuted == (law.name,)
+    assert (found.laws_found, found.laws_possible) == (0, 3)
+
+
 def test_free_pieces_are_said_to_be_assumed() -> None:
     """A layer of one unit behind another without biases is always open or always shut at any one point."""
     found = nf.completeness(mlp(2, 1, 1, 2, bias=False))
