@@ -7,7 +7,7 @@ own name and is opaque.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final
@@ -28,6 +28,13 @@ READERS: Final = Readers(aten.READERS | aten_shapes.READERS | aten_blocks.READER
 # What may also be done to numbers that are no floats: they only move.
 MOVES: Final = frozenset({"identity", "reshape", "permute", "expand", "slice", "concatenate", "constant"})
 CONTEXTS: Final = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> place of the nested graph among the arguments
+
+# Readings within readings that only take a part of a constant, or see it in another shape: what they are is known too.
+CUTS: Final[dict[str, Callable[[torch.Tensor, Mapping[str, Any], tuple[int, ...]], torch.Tensor]]] = {
+    "slice": lambda x, a, shape: x.narrow(a["dim"], a["start"], a["length"]),
+    "reshape": lambda x, a, shape: x.reshape(shape),
+    "expand": lambda x, a, shape: x.expand(shape),
+}
 
 
 class Builder:
@@ -154,7 +161,8 @@ class Builder:
             (self._held if held else self._made)[node] = held or made
             return
         a = _arguments(source)
-        self._read(node, Arguments(a.name, a.overload, a.values, a.output, index))
+        zeros = frozenset(n for n in source.all_input_nodes if self._constants.is_zero(n))
+        self._read(node, Arguments(a.name, a.overload, a.values, a.output, index, zeros))
 
     def _read(self, node: Any, a: Arguments) -> None:
         reading = READERS.read(a)
@@ -273,6 +281,8 @@ class Builder:
         size = shape if shape is not None else tuple(getattr(value, "shape", ()))
         where = self._module(node) if module is None else module
         name = name or self._fresh(f"{node.name}_{operation}")
+        if shape is not None and operation in CUTS and inputs.get("input") in self.constants:
+            self.constants[name] = CUTS[operation](self.constants[inputs["input"]], reading.attributes, size)
         if module is None:
             note_call_of(self.graph, name, self._stack(node))
         return self._node(name, operation, inputs, parameters, size, dtype_of(value), where, **reading.attributes)

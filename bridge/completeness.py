@@ -67,7 +67,8 @@ def completeness(
         D up to 6,000 where the count is exact, 1,200 where it is not; of a larger one, a twin of smaller width is counted. The graph is
         what is evaluated, at points of its own (a module is run only where its graph does not hold enough): its weights do not matter.
     *example_inputs, loss, kwargs
-        As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
+        As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes; without a loss
+        all outputs are seen (of a bare `nn.LSTM` the states, and every layer's last state and memory).
     laws : sequence of Law, optional
         To be checked in place of those that `noetherflow.derive` finds, under gradient flow.
     metric : Mirror or Natural, optional
@@ -94,7 +95,7 @@ def completeness(
     ModelError
         The network is too large, and has no twin that is not, or none was wanted.
     Unevaluable
-        The graph does not hold what is needed to compute an operation, and there is no module.
+        The graph does not hold what is needed to compute an operation, and there is no module, or one that cannot be differentiated.
 
     Examples
     --------
@@ -118,7 +119,7 @@ def completeness(
             raise
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
-        counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
+        counts = _live(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
     return verdict(graph, counts, broken, given=laws is not None, twin=reduced)
 
 
@@ -180,6 +181,16 @@ def _twice(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: C
         if len(clear) == POINTS:
             return clear
     return found
+
+
+def _live(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: CountedFlow) -> list[Count]:
+    try:
+        return _twice(samplings, laws, dynamics)
+    except (RuntimeError, NotImplementedError) as err:  # torch has no higher derivative of an operation, or cannot map it over samples
+        raise Unevaluable(
+            f"The graph does not hold all that the module computes with, and the module itself could not be differentiated often enough: "
+            f"{err} Write the operation that torch names out in others."
+        ) from err
 
 
 def _exact(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: CountedFlow, seed: int) -> Count:

@@ -79,6 +79,11 @@ class ConstantValues:
         found = self._values.get(node)
         return found.clone() if isinstance(found, Tensor) and found.numel() <= COMPUTED else None
 
+    def is_zero(self, node: Any) -> bool:
+        """Whether a node is known to be zero."""
+        found = self._values.get(node)
+        return isinstance(found, Tensor) and not bool(found.any())
+
     def _is_wanted(self, node: Any) -> bool:
         if node.target is operator.getitem:
             return True

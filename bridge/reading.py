@@ -47,13 +47,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """One call: its arguments by schema name, what it returns, and which of several results is meant."""
+    """One call: its arguments by schema name, what it returns, which of several results is meant, and the arguments known to be zero."""
 
     name: str
     overload: str
     values: Mapping[str, Any]
     output: Any
     index: int | None = None
+    zeros: frozenset[Any] = frozenset()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

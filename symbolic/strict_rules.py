@@ -93,4 +93,5 @@ STRICT: Final[dict[str, Rule]] = {
     "mean_square": _pinned,
     "lstm_layer": _pinned,
     "gru_layer": _pinned,
+    "rnn_layer": _pinned,
 }

@@ -13,7 +13,7 @@ import pytest
 import sympy as sp
 import torch
 from support.block_cases import BLOCK_CASES
-from support.cases import CASES, Case
+from support.cases import CASES, Block, Case
 from torch import nn
 
 import noetherflow as nf
@@ -176,6 +176,43 @@ def test_smooth_blocks_are_measured_at_two_points(name: str) -> None:
     assert found.mode == "numerical"
     assert found.gap >= 1e10
     assert len({p["seed"] for p in found.certificate.data["points"]}) == 2
+
+
+RECURRENT: dict[str, tuple[nn.Module, int, str]] = {  # biases of a gate read together: b + c; behind a ReLU one scale a unit more
+    "lstm": (nn.LSTM(2, 3), 4 * 3, "numerical"),
+    "lstm, both directions": (nn.LSTM(2, 2, bidirectional=True, batch_first=True), 2 * 4 * 2, "numerical"),
+    "gru": (nn.GRU(2, 3), 2 * 3, "numerical"),
+    "tanh": (nn.RNN(2, 3), 3, "numerical"),
+    "relu, two layers": (nn.RNN(2, 2, num_layers=2, nonlinearity="relu"), 2 * 2, "proved"),  # all its units are seen at the end
+    "relu behind a head": (
+        Block(lambda s, x: s.head(s.layer(x)[0]), layer=nn.RNN(2, 2, nonlinearity="relu"), head=nn.Linear(2, 3)),
+        4,
+        "proved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_module_by_itself_is_counted_with_all_that_it_returns(name: str) -> None:
+    model, laws, mode = RECURRENT[name]
+    found = nf.completeness(model, torch.zeros(4, 3, 2))
+    assert (found.laws_found, found.laws_possible, found.complete, found.mode) == (laws, laws, True, mode), found
+    assert nf.check_certificate(found.certificate).complete
+
+
+def test_a_law_of_an_lstm_with_a_wrong_sign_is_refuted() -> None:
+    graph = nf.trace(nn.LSTM(2, 3), torch.zeros(4, 3, 2))
+    law = next(iter(nf.derive(graph)))
+    first, *others = law.symmetry.actions
+    actions = (dataclasses.replace(first, weight=-first.weight), *others)
+    false = dataclasses.replace(law, symmetry=dataclasses.replace(law.symmetry, actions=actions))
+    assert nf.completeness(graph, laws=[law]).refuted == ()
+    assert nf.completeness(graph, laws=[false]).refuted == (law.name,)
+
+
+def test_a_module_that_torch_cannot_differentiate_often_enough_is_refused_with_its_operation() -> None:
+    with pytest.raises(Unevaluable, match=r"differentiated often enough: .*lstm"):
+        nf.completeness(nn.LSTM(2, 3, proj_size=2), torch.zeros(4, 3, 2))
 
 
 def test_gelu_has_no_law_at_all() -> None:

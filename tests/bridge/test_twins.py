@@ -76,6 +76,9 @@ NETS: dict[str, tuple[nn.Module, Tensor]] = {
     "patches": (nn.Sequential(nn.Conv2d(3, 64, 16, stride=16), nn.Flatten(2), nn.ReLU(), nn.Linear(16, 7)), torch.zeros(2, 3, 64, 64)),
     "padding row": (nn.Sequential(nn.Embedding(900, 70, padding_idx=7), nn.Linear(70, 20)), torch.zeros(2, 6, dtype=torch.long)),
     "gated recurrence": (nn.GRU(64, 128, batch_first=True), torch.zeros(4, 9, 64)),
+    "recurrence with memories": (nn.LSTM(64, 40, batch_first=True), torch.zeros(4, 9, 64)),
+    "plain recurrence": (nn.RNN(64, 128), torch.zeros(4, 9, 64)),
+    "plain recurrence with pieces": (nn.RNN(64, 128, nonlinearity="relu"), torch.zeros(4, 9, 64)),
     "slopes of channels": (nn.Sequential(nn.Linear(200, 90), nn.PReLU(90), nn.Linear(90, 40)), torch.zeros(6, 200)),
 }
 
@@ -273,7 +276,7 @@ def test_another_network_is_no_twin() -> None:
     ("model", "inputs", "said"),
     [
         (nn.Conv1d(64, 64, 2000), torch.zeros(1, 64, 2001), r"narrowest twin .* still has 8,0\d\d trainable parameters"),
-        (nn.LSTM(64, 128, batch_first=True), torch.zeros(4, 9, 64), r"getitem_2, whose operation is not known"),
+        (nn.LSTM(64, 128, batch_first=True, proj_size=40), torch.zeros(4, 9, 64), r"no rule by which to compute 'aten.lstm'"),
     ],
 )
 def test_what_has_no_twin_is_said(model: nn.Module, inputs: Tensor, said: str) -> None:
