@@ -106,7 +106,7 @@ def completeness(
       26 parameters, Lie algebra of dimension 22
     """
     graph = model if isinstance(model, ArchitectureGraph) else trace(model, *example_inputs, loss=loss, kwargs=kwargs)
-    graph = _without_eps(graph) if without_eps else graph
+    graph = bare_of_eps(graph) if without_eps else graph
     dynamics = dynamics_for(metric, friction, given=laws is not None)
     reduced = _reduced(graph, twin, given=laws is not None)
     graph = graph if reduced is None else reduced.graph
@@ -120,7 +120,7 @@ def completeness(
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
         counts = _live(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
-    return verdict(graph, counts, broken, given=laws is not None, twin=reduced)
+    return verdict(graph, counts, broken, given=laws is not None, twin=reduced, without_eps=without_eps)
 
 
 def _reduced(graph: ArchitectureGraph, wanted: bool | None, *, given: bool) -> Twin | None:
@@ -228,7 +228,7 @@ def counted(sampling: Sampling, laws: Sequence[Conserved], dynamics: CountedFlow
     return count
 
 
-def _without_eps(graph: ArchitectureGraph) -> ArchitectureGraph:
+def bare_of_eps(graph: ArchitectureGraph) -> ArchitectureGraph:
     """The same network with eps = 0."""
     bare = ArchitectureGraph.from_json(graph.to_json())
     for _, data in bare.nodes(data=True):

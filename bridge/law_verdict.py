@@ -103,9 +103,15 @@ class Completeness:
 
 
 def verdict(
-    graph: ArchitectureGraph, counts: Sequence[Count], broken: tuple[str, ...], *, given: bool, twin: Twin | None = None
+    graph: ArchitectureGraph,
+    counts: Sequence[Count],
+    broken: tuple[str, ...],
+    *,
+    given: bool,
+    twin: Twin | None = None,
+    without_eps: bool = False,
 ) -> Completeness:
-    """Of several points (float64), the one that leaves room for the fewest laws speaks."""
+    """Of several points (float64), the one that leaves room for the fewest laws speaks. How a live module was changed stands beside it."""
     best = min(counts, key=lambda c: c.possible)
     refuted = sorted(set[int]().union(*(c.refuted for c in counts)))
     gap = min(c.gap for c in counts)
@@ -116,6 +122,7 @@ def verdict(
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
     assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting)))
     names = tuple(best.laws[i].name for i in refuted)
+    missing = missing_directions(best) if not complete else ()
     data = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
@@ -132,17 +139,18 @@ def verdict(
         "broken": list(broken),
         "laws": [law.name for law in best.laws],
         "laws_given": given,
-        "evaluated": "module" if isinstance(best.sampling, LiveSampling) else "graph",
+        **({"evaluated": "module", "without_eps": without_eps} if isinstance(best.sampling, LiveSampling) else {"evaluated": "graph"}),
         "flow": best.dynamics.described(),
         "order": {name: list(x.shape) for name, x in best.state.items()},
         "points": [_point(c) for c in counts],
         "recipe": RECIPE,
         "graph": graph.to_json(),
+        **({"missing": [{"parameters": sorted(d), "at": described(d)} for d in missing]} if missing else {}),
         **({"twin": twin.described()} if twin else {}),
     }
     return Completeness(
         *(best.parameters, best.growth.rank, best.found, best.possible, complete, mode, gap, assumption),
-        missing_directions(best) if not complete else (),
+        missing,
         names,
         broken,
         Certificate(data),
