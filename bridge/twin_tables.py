@@ -43,7 +43,7 @@ def fill(graph: ArchitectureGraph) -> dict[str, str]:
     >>> fill(graph), graph.nodes["c"]["attributes"]["value"]
     ({'c': 'positions in order'}, [[0.0, 1.0, 2.0, 0.0]])
     """
-    given = {}
+    given: dict[str, str] = {}
     for node, data in graph.nodes(data=True):
         attributes = data["attributes"]
         if data["operation"] == "masked" and not is_whole(attributes.get("mask", {}), data["shape"]):
