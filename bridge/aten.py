@@ -8,6 +8,9 @@ from __future__ import annotations
 from string import ascii_letters
 from typing import Any, Final
 
+import torch
+
+from noetherflow.bridge.constant_values import described
 from noetherflow.bridge.reading import Arguments, Reader, Readers, Reading, broadcast, common_shape, is_number, scaled, shape_of
 
 READERS: Final = Readers()
@@ -136,7 +139,8 @@ def _filled(a: Arguments) -> Reading:
 
 @READERS.reads("masked_fill.Scalar")
 def _masked(a: Arguments) -> Reading | None:
-    return Reading("masked", {"input": broadcast(a["self"], a.shape)}, {"value": a["value"]}, data=(a["mask"],))
+    slots, mask = {"input": broadcast(a["self"], a.shape)}, a["mask"]
+    return Reading("masked", slots, {"value": a["value"]}, data=(mask,), mask=(mask, True))
 
 
 @READERS.reads("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
@@ -146,12 +150,21 @@ def _where(a: Arguments) -> Reading | None:
     tensors = [broadcast(value, a.shape) for value in (x, y) if not is_number(value)]
     if not numbers:
         return Reading("select", dict(zip(("input", "other"), tensors, strict=True)), data=(a["condition"],))
-    return Reading("masked", {"input": tensors[0]}, {"value": numbers[0]}, data=(a["condition"],)) if tensors else None
+    if not tensors:
+        return None
+    condition = a["condition"]
+    return Reading("masked", {"input": tensors[0]}, {"value": numbers[0]}, data=(condition,), mask=(condition, is_number(x)))
 
 
 @READERS.reads("tril", "triu")
 def _triangle(a: Arguments) -> Reading:
-    return Reading("masked", {"input": a["self"]}, {"value": 0.0})
+    return Reading("masked", {"input": a["self"]}, {"value": 0.0, **_outside(a)})
+
+
+def _outside(a: Arguments) -> dict[str, Any]:
+    every = torch.ones(a.shape[-2:], dtype=torch.bool)
+    hidden = described(~(every.tril(a["diagonal"]) if a.name == "tril" else every.triu(a["diagonal"])))
+    return {"mask": hidden} if hidden else {}
 
 
 @READERS.reads("maximum", "max.other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -10,8 +11,6 @@ import torch
 from noetherflow.bridge.reading import Arguments, Reader, Readers, Reading, part, reshaped, sequence, shape_of
 
 READERS: Final = Readers()
-ZEROS: Final = (torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default, torch.ops.aten.new_zeros.default)
-RECURRENT: Final = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
 
 
 # --- windows
@@ -140,43 +139,70 @@ def _attention(a: Arguments) -> Reading:
 # --- recurrent layers: one node for each layer and direction, side by side where both directions run
 
 
-@READERS.reads("lstm.input", "gru.input")
+@READERS.reads("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 def _recurrent(a: Arguments) -> Reading | None:
+    """Its results are the states of the last layer, the last state of every layer, and the last memory of every layer of an LSTM."""
     state = tuple(sequence(a["hx"]))
     each = 4 if a["has_biases"] else 2
     directions = 2 if a["bidirectional"] else 1
-    if len(a["params"]) != each * directions * a["num_layers"] or a.index not in (0, 1):
-        return None  # projections have more parameters; the state of the cells has no name
-    hidden, finals = a["input"], []
+    if len(a["params"]) != each * directions * a["num_layers"]:
+        return None  # projections have more parameters
+    hidden, finals = a["input"], list[Any]()
     for layer in range(a["num_layers"]):
         if layer and a["train"] and a["dropout"]:
             hidden = Reading("dropout", {"input": hidden}, {"p": a["dropout"]}, shape_of(hidden))
-        runs = [_run(a, hidden, (layer * directions + d) * each, each, reverse=bool(d)) for d in range(directions)]
-        finals += [_final(a, run) for run in runs]
+        runs = [_run(a, hidden, layer * directions + d, each, reverse=bool(d)) for d in range(directions)]
+        finals += [_final(a, _memories(run) if a.index == 2 else run, reverse=bool(d)) for d, run in enumerate(runs)]
         hidden = _beside(runs, -1)
     answer = hidden if a.index == 0 else _beside(finals, -len(shape_of(finals[0])))
     return Reading(answer.operation, answer.slots, answer.attributes, data=state)
 
 
-def _run(a: Arguments, source: Any, first: int, each: int, *, reverse: bool) -> Reading:
+def _run(a: Arguments, source: Any, number: int, each: int, *, reverse: bool) -> Reading:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[:each]
-    weights = dict(zip(names, a["params"][first : first + each], strict=True))
+    weights = dict(zip(names, a["params"][number * each : (number + 1) * each], strict=True))
     width = shape_of(weights["weight_hh"])[1]
-    settings = {"reverse": reverse, "batch_first": a["batch_first"], "from_zero": all(map(_is_zero, sequence(a["hx"])))}
-    return Reading(f"{a.name}_layer", {"input": source, **weights}, settings, (*shape_of(source)[:-1], width))
+    settings = {"reverse": reverse, "batch_first": a["batch_first"]}
+    slots, shape = {"input": source, **weights, **_start(a, number)}, (*shape_of(source)[:-1], width)
+    if a.name == "rnn_relu":
+        return _unrolled(slots, 1 if a["batch_first"] else 0, shape, reverse=reverse)
+    return Reading(f"{a.name.removesuffix('_tanh')}_layer", slots, settings, shape)
 
 
-def _is_zero(state: Any) -> bool:
-    """Whether an export node is made of zeros, as torch's own start is, and nobody else has it who may write into it."""
-    made = getattr(state, "op", "") == "call_function" and state.target in ZEROS
-    return made and all(user.target in RECURRENT for user in state.users)
+def _unrolled(slots: dict[str, Any], time: int, shape: tuple[int, ...], *, reverse: bool) -> Reading:
+    """Step by step, h <- relu(W x + b + U h + c): units behind a ReLU can be scaled, and its pieces are told one by one."""
+    above = Reading("linear", {"input": slots["input"], "weight": slots["weight_ih"], "bias": slots.get("bias_ih")}, shape=shape)
+    one = tuple(1 if axis == time else size for axis, size in enumerate(shape))
+    hidden = reshaped(slots["hidden"], one) if "hidden" in slots else None
+    states: dict[int, Reading] = {}
+    for step in sorted(range(shape[time]), reverse=reverse):
+        beside = slots.get("bias_hh")
+        if hidden is not None:
+            beside = Reading("linear", {"input": hidden, "weight": slots["weight_hh"], "bias": beside}, shape=one)
+        here = part(above, time, step, 1)
+        both = here if beside is None else Reading("add", {"input": here, "other": beside}, shape=one)
+        hidden = states[step] = Reading("relu", {"input": both}, shape=one)
+    return Reading("concatenate", {str(i): states[i] for i in range(shape[time])}, {"dim": time}, shape)
 
 
-def _final(a: Arguments, run: Reading) -> Any:
+def _start(a: Arguments, number: int) -> dict[str, Any]:
+    """The state a run starts in, where that is not known to be zero."""
+    state = dict(zip(("hidden", "memory"), sequence(a["hx"]), strict=False))
+    if all(given in a.zeros for given in state.values()):
+        return {}
+    return {slot: reshaped(part(given, 0, number, 1), shape_of(given)[1:]) for slot, given in state.items()}
+
+
+def _memories(run: Reading) -> Reading:
+    """What an LSTM's cells hold, in place of what they let out."""
+    return replace(run, attributes={**run.attributes, "gives": "memory"})
+
+
+def _final(a: Arguments, run: Reading, *, reverse: bool) -> Any:
     """The state a run ends in, as torch returns it: time, the batch's neighbour, first and of size one."""
     shape = shape_of(run)
     time = 1 if a["batch_first"] and len(shape) == 3 else 0
-    last = part(run, time, 0 if run.attributes["reverse"] else shape[time] - 1, 1)
+    last = part(run, time, 0 if reverse else shape[time] - 1, 1)
     return reshaped(last, (1, *(size for i, size in enumerate(shape) if i != time)))
 
 

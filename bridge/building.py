@@ -7,7 +7,8 @@ own name and is opaque.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from noetherflow.bridge import aten, aten_blocks, aten_shapes
 from noetherflow.bridge.aliasing import Memory, memory_of, mutates
+from noetherflow.bridge.constant_values import ConstantValues, described
 from noetherflow.bridge.origins import note_call_of, note_calls
 from noetherflow.bridge.reading import Arguments, Readers, Reading
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -26,6 +28,13 @@ READERS: Final = Readers(aten.READERS | aten_shapes.READERS | aten_blocks.READER
 # What may also be done to numbers that are no floats: they only move.
 MOVES: Final = frozenset({"identity", "reshape", "permute", "expand", "slice", "concatenate", "constant"})
 CONTEXTS: Final = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> place of the nested graph among the arguments
+
+# Readings within readings that only take a part of a constant, or see it in another shape: what they are is known too.
+CUTS: Final[dict[str, Callable[[torch.Tensor, Mapping[str, Any], tuple[int, ...]], torch.Tensor]]] = {
+    "slice": lambda x, a, shape: x.narrow(a["dim"], a["start"], a["length"]),
+    "reshape": lambda x, a, shape: x.reshape(shape),
+    "expand": lambda x, a, shape: x.expand(shape),
+}
 
 
 class Builder:
@@ -45,6 +54,8 @@ class Builder:
     def __init__(self, exported: torch.export.ExportedProgram, model: nn.Module, wrapped: nn.Module, prefix: str) -> None:
         self.graph = ArchitectureGraph()
         self.buffers: dict[str, torch.Tensor] = {}  # constant node -> the tensor it stands for, where that is known
+        self.constants: dict[str, torch.Tensor] = {}  # graph node -> what it is, where no input and no parameter changes it
+        self._constants = ConstantValues(list(exported.graph.nodes))
         self._exported, self._prefix = exported, prefix
         self._made: dict[Any, str] = {}  # export node -> graph node that holds its present value
         self._held: dict[Any, str] = {}  # export placeholder -> parameter name
@@ -88,9 +99,11 @@ class Builder:
 
     def _visit(self, node: Any) -> None:
         note_calls(self.graph, self._stack(node))
+        self._constants.run(node)
         if node.op == "call_function":
             self._call(node)
         elif node.op == "get_attr" and isinstance(node.meta.get("val"), torch.Tensor):
+            self._constants.give(node, getattr(node.graph.owning_module, node.target, None))
             self._add(node, Reading("constant", {}))
 
     def _placeholder(self, node: Any, spec: Any) -> None:
@@ -108,6 +121,8 @@ class Builder:
             return
         if parameter is None:
             self.buffers[self._made[node]] = tensor
+            self._constants.give(node, tensor)
+            self._note(node)
             return
         why = f"'{spec.target}' shares its memory with the parameter '{parameter}'"
         inputs, name = {"input": self._made[node]}, f"{node.name}_memory"
@@ -146,7 +161,8 @@ class Builder:
             (self._held if held else self._made)[node] = held or made
             return
         a = _arguments(source)
-        self._read(node, Arguments(a.name, a.overload, a.values, a.output, index))
+        zeros = frozenset(n for n in source.all_input_nodes if self._constants.is_zero(n))
+        self._read(node, Arguments(a.name, a.overload, a.values, a.output, index, zeros))
 
     def _read(self, node: Any, a: Arguments) -> None:
         reading = READERS.read(a)
@@ -190,10 +206,12 @@ class Builder:
         for place, operand in zip(places, operands, strict=True):
             where = self._held if operand in self._held else self._made
             where[place] = where.get(operand, "")
+            self._constants.same(place, operand)
         for n in inner:
             if n.op not in ("placeholder", "output"):
                 self._visit(n)
         self._entered[node] = [(self._made.get(n, ""), self._held.get(n, "")) for n in results]
+        self._constants.results(node, results)
         for n in inner:
             self._made.pop(n, None)
             self._held.pop(n, None)
@@ -214,6 +232,7 @@ class Builder:
         why = f"'{node.name}' writes into the memory of '{other.name}'"
         reading = Reading("overwritten", {str(i): n for i, n in enumerate(sources)}, {"why": why})
         self._made[other] = self._enter(reading, f"{node.name}_into_{other.name}", other, module="")
+        self._note(other)
         self._held.pop(other, None)
 
     # --- nodes
@@ -221,7 +240,22 @@ class Builder:
     def _add(self, node: Any, reading: Reading) -> None:
         name = node.name if node in self._order else self._fresh(node.name)
         self._inner.clear()
-        self._made[node] = self._enter(reading, name, node)
+        self._made[node] = self._enter(self._masking(reading), name, node)
+        self._note(node)
+
+    def _note(self, node: Any) -> None:
+        value = self._constants.value(node)
+        if value is not None:
+            self.constants[self._made[node]] = value
+
+    def _masking(self, reading: Reading) -> Reading:
+        """A reading with the mask that it applies, where that is a constant."""
+        node, hiding = reading.mask
+        mask = self._constants.value(node)
+        if mask is None:
+            return reading
+        hidden = described(mask if hiding else ~mask)
+        return replace(reading, attributes={**reading.attributes, "mask": hidden} if hidden else reading.attributes)
 
     def _enter(self, reading: Reading, name: str, node: Any, *, shape: tuple[int, ...] | None = None, module: str | None = None) -> str:
         """Add the node of a reading, after those of the readings within it, whose names are new ones."""
@@ -247,6 +281,8 @@ class Builder:
         size = shape if shape is not None else tuple(getattr(value, "shape", ()))
         where = self._module(node) if module is None else module
         name = name or self._fresh(f"{node.name}_{operation}")
+        if shape is not None and operation in CUTS and inputs.get("input") in self.constants:
+            self.constants[name] = CUTS[operation](self.constants[inputs["input"]], reading.attributes, size)
         if module is None:
             note_call_of(self.graph, name, self._stack(node))
         return self._node(name, operation, inputs, parameters, size, dtype_of(value), where, **reading.attributes)

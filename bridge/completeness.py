@@ -72,7 +72,8 @@ def completeness(
         D up to 6,000 where the count is exact, 1,200 where it is not; of a larger one, a twin of smaller width is counted. The graph is
         what is evaluated, at points of its own (a module is run only where its graph does not hold enough): its weights do not matter.
     *example_inputs, loss, kwargs
-        As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes.
+        As for `noetherflow.trace`, if a module is given. A cross-entropy sees logits up to a number common to all classes; without a loss
+        all outputs are seen (of a bare `nn.LSTM` the states, and every layer's last state and memory).
     laws : sequence of Law, optional
         To be checked in place of those that `noetherflow.derive` finds, under gradient flow.
     metric : Mirror or Natural, optional
@@ -102,7 +103,7 @@ def completeness(
     ModelError
         The network is too large, and has no twin that is not, or none was wanted; or python-flint is wanted and missing.
     Unevaluable
-        The graph does not hold what is needed to compute an operation, and there is no module.
+        The graph does not hold what is needed to compute an operation, and there is no module, or one that cannot be differentiated.
 
     Examples
     --------
@@ -115,7 +116,7 @@ def completeness(
     if balls:
         flint()  # that it is missing is said at once
     graph = model if isinstance(model, ArchitectureGraph) else trace(model, *example_inputs, loss=loss, kwargs=kwargs)
-    graph = _without_eps(graph) if without_eps else graph
+    graph = bare_of_eps(graph) if without_eps else graph
     dynamics = dynamics_for(metric, friction, given=laws is not None)
     reduced = _reduced(graph, twin, given=laws is not None)
     graph = graph if reduced is None else reduced.graph
@@ -128,9 +129,9 @@ def completeness(
             raise
         _check_sizes(graph, "numerical", ": its graph does not hold all that it computes with")
         seeds = [f"{seed}.{k}" if k else f"{seed}" for k in range(TRIES)]
-        counts = _twice(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
+        counts = _live(live_samplings(graph, seeds, model, example_inputs, kwargs, without_eps=without_eps), standing, dynamics)
     proof, unproved = _in_balls(counts) if balls else (None, "")
-    return verdict(graph, counts, broken, given=laws is not None, twin=reduced, proof=proof, unproved=unproved)
+    return verdict(graph, counts, broken, given=laws is not None, twin=reduced, without_eps=without_eps, proof=proof, unproved=unproved)
 
 
 def _in_balls(counts: Sequence[Count]) -> tuple[BallProof | None, str]:
@@ -204,6 +205,16 @@ def _twice(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: C
     return found
 
 
+def _live(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: CountedFlow) -> list[Count]:
+    try:
+        return _twice(samplings, laws, dynamics)
+    except (RuntimeError, NotImplementedError) as err:  # torch has no higher derivative of an operation, or cannot map it over samples
+        raise Unevaluable(
+            f"The graph does not hold all that the module computes with, and the module itself could not be differentiated often enough: "
+            f"{err} Write the operation that torch names out in others."
+        ) from err
+
+
 def _exact(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: CountedFlow, seed: int) -> Count:
     """The first point at which the counts meet, else the one that leaves room for the fewest laws."""
     found: list[Count] = []
@@ -239,7 +250,7 @@ def counted(sampling: Sampling, laws: Sequence[Conserved], dynamics: CountedFlow
     return count
 
 
-def _without_eps(graph: ArchitectureGraph) -> ArchitectureGraph:
+def bare_of_eps(graph: ArchitectureGraph) -> ArchitectureGraph:
     """The same network with eps = 0."""
     bare = ArchitectureGraph.from_json(graph.to_json())
     for _, data in bare.nodes(data=True):

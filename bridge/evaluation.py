@@ -2,8 +2,8 @@
 
 Every rule is written so that it can be differentiated any number of times, mapped over many samples, and, where the operation is a
 polynomial, evaluated modulo a prime (`noetherflow.numeric.modular`). Functions with pieces (ReLU, maxima) can be given which piece holds:
-see `noetherflow.bridge.pieces`. A graph does not keep everything: masks, tables that are not parameters and running statistics are not in
-it, and an operation that needs them is refused rather than guessed.
+see `noetherflow.bridge.pieces`. A graph does not keep everything: large tables that are not parameters, masks made from inputs and running
+statistics are not in it, and an operation that needs them is refused rather than guessed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from noetherflow.bridge.constant_values import tensor_of
 from noetherflow.bridge.evaluation_blocks import BLOCKS, standardised
 from noetherflow.bridge.pieces import PIECES
-from noetherflow.bridge.windows import average_pool, convolution
+from noetherflow.bridge.windows import average_pool, convolution, transposed_convolution
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -125,15 +126,14 @@ def _linear(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return product + v["bias"] if "bias" in v else product
 
 
-def _transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[v["weight"].dim() - 3]
-    more = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-    whole: Tensor = function(v["input"], v["weight"], v.get("bias"), *more)
-    return whole
-
-
 def _constant(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    return torch.tensor(a["value"], dtype=torch.float64)
+    return tensor_of(a, shape)
+
+
+def _masked(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """With zeros it is a product, so that it is exact modulo a prime as well."""
+    hidden = tensor_of(a["mask"], shape)
+    return v["input"].where(~hidden, a["value"]) if a["value"] else v["input"] * (~hidden).double()
 
 
 def _embedding(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -176,7 +176,7 @@ RULES: Final[dict[str, Rule]] = {
     "parameter": lambda v, a, shape: v["weight"],
     "linear": _linear,
     "convolution": convolution,
-    "transposed_convolution": _transposed_convolution,
+    "transposed_convolution": transposed_convolution,
     "add": _binary(torch.add),
     "subtract": _binary(torch.sub),
     "multiply": _binary(torch.mul),
@@ -188,8 +188,9 @@ RULES: Final[dict[str, Rule]] = {
     "sum": _reduced(torch.sum),
     "mean": _reduced(torch.mean),
     "embedding": _embedding,
-    "index_select": lambda v, a, shape: v["input"].index_select(a["dim"], v["index"].reshape(-1)).reshape(shape),
-    "gather": lambda v, a, shape: v["input"].gather(a["dim"], v["index"]),
+    "index_select": lambda v, a, shape: v["input"].index_select(a["dim"], v["index"].long().reshape(-1)).reshape(shape),
+    "gather": lambda v, a, shape: v["input"].gather(a["dim"], v["index"].long()),
+    "masked": _masked,
     "power": _power,
     "average_pool": average_pool,
     "adaptive_average_pool": average_pool,

@@ -84,18 +84,19 @@ def _rotary(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
 
 
 def _recurrent(cell: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]) -> Rule:
-    """One layer in one direction, from a zero state; the cell takes what comes from the input, and a function of the hidden state."""
+    """One layer in one direction, from a zero state if none is given; the cell takes what comes from input and state."""
 
     def rule(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
         time = 1 if a["batch_first"] else 0
         x = v["input"].flip(time) if a["reverse"] else v["input"]
-        hidden = memory = x.new_zeros(x.shape[1 - time], shape[-1])
+        zero = x.new_zeros(x.shape[1 - time], shape[-1])
+        hidden, memory = v.get("hidden", zero), v.get("memory", zero)
         outputs = []
         for step in x.unbind(time):
             above = step @ v["weight_ih"].mT + v.get("bias_ih", 0.0)
             beside = hidden @ v["weight_hh"].mT + v.get("bias_hh", 0.0)
             hidden, memory = cell(above, beside, (hidden, memory))
-            outputs.append(hidden)
+            outputs.append(memory if a.get("gives") == "memory" else hidden)
         y = torch.stack(outputs, time)
         return y.flip(time) if a["reverse"] else y
 
@@ -126,4 +127,5 @@ BLOCKS: Final[dict[str, Rule]] = {
     "rotary": _rotary,
     "lstm_layer": _recurrent(_lstm_cell),
     "gru_layer": _recurrent(_gru_cell),
+    "rnn_layer": _recurrent(lambda above, beside, state: ((above + beside).tanh(), state[1])),
 }

@@ -119,10 +119,14 @@ def verdict(
     *,
     given: bool,
     twin: Twin | None = None,
+    without_eps: bool = False,
     proof: BallProof | None = None,
     unproved: str = "",
 ) -> Completeness:
-    """Of several points (float64), the one that leaves room for the fewest laws speaks; a proof is one at that point."""
+    """Of several points (float64), the one that leaves room for the fewest laws speaks; a proof is one at that point.
+
+    How a live module was changed stands beside it.
+    """
     best = best_of(counts)
     refuted = sorted(set[int]().union(*(c.refuted for c in counts)))
     gap = torch.inf if proof else min(c.gap for c in counts)
@@ -133,6 +137,7 @@ def verdict(
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
     assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting)))
     names = tuple(best.laws[i].name for i in refuted)
+    missing = missing_directions(best) if not complete else ()
     data = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
@@ -149,18 +154,19 @@ def verdict(
         "broken": list(broken),
         "laws": [law.name for law in best.laws],
         "laws_given": given,
-        "evaluated": "module" if isinstance(best.sampling, LiveSampling) else "graph",
+        **({"evaluated": "module", "without_eps": without_eps} if isinstance(best.sampling, LiveSampling) else {"evaluated": "graph"}),
         "flow": best.dynamics.described(),
         "order": {name: list(x.shape) for name, x in best.state.items()},
         "points": [_point(c) for c in counts],
         "recipe": RECIPE,
         "graph": graph.to_json(),
+        **({"missing": [{"parameters": sorted(d), "at": described(d)} for d in missing]} if missing else {}),
         **({"twin": twin.described()} if twin else {}),
         **({"balls": proof.described(best)} if proof else {}),
     }
     return Completeness(
         *(best.parameters, best.growth.rank, best.found, best.possible, complete, mode, gap, assumption),
-        missing_directions(best) if not complete else (),
+        missing,
         names,
         broken,
         Certificate(data),

@@ -32,6 +32,8 @@ class Reading:
         does not hold.
     otherwise : Reading, optional
         What holds then; None if nothing does.
+    mask : tuple of (export node, bool)
+        What says which entries are replaced, and its value where they are.
     """
 
     operation: str
@@ -40,17 +42,19 @@ class Reading:
     shape: Shape | None = None
     data: tuple[Any, ...] = ()
     otherwise: Reading | None = None
+    mask: tuple[Any, bool] = (None, True)
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """One call: its arguments by schema name, what it returns, and which of several results is meant."""
+    """One call: its arguments by schema name, what it returns, which of several results is meant, and the arguments known to be zero."""
 
     name: str
     overload: str
     values: Mapping[str, Any]
     output: Any
     index: int | None = None
+    zeros: frozenset[Any] = frozenset()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

@@ -1,17 +1,25 @@
-"""A certificate of completeness computed again: from its graph and its seeds, never from its numbers."""
+"""A certificate of completeness computed again: from its graph and its seeds, never from its numbers.
+
+Where the graph does not hold all that a module computes with, the module is run, and must be the one that the certificate is of: traced
+anew it has the same graph, parameter by parameter and node by node.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from torch import nn
+
 from noetherflow.bridge.ball_proofs import BallProof, prove
 from noetherflow.bridge.certificate import Certificate
-from noetherflow.bridge.completeness import counted, known_laws
+from noetherflow.bridge.completeness import bare_of_eps, counted, known_laws
 from noetherflow.bridge.counted_flows import dynamics_of
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.law_verdict import Completeness, best_of, verdict
+from noetherflow.bridge.live_sampling import live_samplings
 from noetherflow.bridge.sampling import Sampling
+from noetherflow.bridge.trace import LOSS_NAMES, trace
 from noetherflow.bridge.twins import Twin, check_twin
 from noetherflow.errors import GraphError, ReportError
 from noetherflow.numeric.balls import NotEnclosed
@@ -20,19 +28,33 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 LOOSE: Final = ("gap", "contraction")
 
 
-def check_certificate(certificate: Certificate) -> Completeness:
+def check_certificate(
+    certificate: Certificate, model: nn.Module | None = None, *example_inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> Completeness:
     """Compute every number of a certificate again, from its graph and seeds.
+
+    Parameters
+    ----------
+    certificate : Certificate
+    model : nn.Module, optional
+        Whose laws were counted. It is run where its graph does not hold enough (then it is needed); otherwise its graph is compared only.
+    *example_inputs, kwargs
+        As for `noetherflow.completeness`.
 
     Raises
     ------
     ReportError
-        If a number differs, or the certificate is of laws that were given by hand.
+        If a number differs, the certificate is of laws that were given by hand, it is of another module, or the module is missing.
     """
     data = certificate.data
     if data.get("laws_given"):
         raise ReportError("The certificate is of laws that were given by hand, so they cannot be derived again from its graph.")
-    if data.get("evaluated") != "graph":
-        raise ReportError("The certificate is of a module whose graph does not hold all that it computes with; count its laws again.")
+    live = data.get("evaluated") != "graph"
+    if live and model is None:
+        raise ReportError(
+            "The certificate is of a module whose graph does not hold all that it computes with, so the module itself must be run. "
+            "Give it: --model FILE.py:FUNCTION, or check_certificate(certificate, model, *inputs)."
+        )
     try:
         graph = ArchitectureGraph.from_json(data["graph"])
         points = [(str(p["seed"]), p["gates"], p["prime"]) for p in data["points"]]
@@ -41,10 +63,20 @@ def check_certificate(certificate: Certificate) -> Completeness:
     except (KeyError, TypeError) as err:
         raise ReportError(f"The certificate is not whole: {err!r}. Write it again with certificate.save.") from err
     standing, broken = known_laws(graph, dynamics)
-    counts = [counted(Sampling(graph, s, gates, prime), standing, dynamics) for s, gates, prime in points]
+    if model is not None:
+        _check_module(graph if twin is None else twin.original, model, example_inputs, kwargs)
+    bare, samplings = bool(data.get("without_eps")), [Sampling(graph, *point) for point in points]
+    if live and model is not None:
+        samplings = [*live_samplings(graph, [seed for seed, _, _ in points], model, example_inputs, kwargs, without_eps=bare)]
+    counts = [counted(s, standing, dynamics) for s in samplings]
     proof = _proved_again(counts, data["balls"]) if "balls" in data else None
-    again = verdict(graph, counts, broken, given=False, twin=twin, proof=proof)
-    differs = [key for key, value in again.certificate.data.items() if key != "versions" and not _same(value, data.get(key))]
+    again = verdict(graph, counts, broken, given=False, twin=twin, without_eps=bare, proof=proof)
+    found = {key: value for key, value in again.certificate.data.items() if key != "versions"}
+    differs = [
+        key
+        for key, value in found.items()
+        if not (_same_places if key == "missing" and again.mode == "numerical" else _same)(value, data.get(key))
+    ]
     if differs or not points:
         raise ReportError(
             f"The certificate does not hold: computed again, {differs or 'its points'} differ(s). "
@@ -64,6 +96,25 @@ def _proved_again(counts: Sequence[Count], stated: Any) -> BallProof:
         raise ReportError(f"The certificate does not hold: computed again, its proof in balls fails: {err}.") from err
 
 
+def _check_module(graph: ArchitectureGraph, model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None) -> None:
+    """Traced anew, with the loss at the graph's end or its own, the module has this graph, or has it but for its eps."""
+    ends = {data["operation"] for node, data in graph.nodes(data=True) if not graph.out_degree(node)}
+    losses = [name for name, operation in LOSS_NAMES.items() if operation in ends]
+    traced = [trace(model, *inputs, loss=loss, kwargs=kwargs) for loss in (*losses, None)]
+    if not any(graph.to_json() in (other.to_json(), bare_of_eps(other).to_json()) for other in traced):
+        raise ReportError(f"The certificate is of another module than {type(model).__name__}: {_other(graph, traced[0])}.")
+
+
+def _other(graph: ArchitectureGraph, traced: ArchitectureGraph) -> str:
+    ours, theirs = ({name: p.shape for name, p in g.parameters.items()} for g in (traced, graph))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            before, now = (shapes.get(name, "not there") for shapes in (theirs, ours))
+            return f"its parameter '{name}' is {before} in the certificate, and {now} in the module"
+    differing = [n for n in {**dict(graph.nodes), **dict(traced.nodes)} if graph.nodes.get(n) != traced.nodes.get(n)]
+    return f"their graphs differ at {differing[:3] or 'their edges'} (inputs of other shapes make another graph too)"
+
+
 def _twin(data: Mapping[str, Any], graph: ArchitectureGraph) -> Twin:
     found = Twin(ArchitectureGraph.from_json(data["original"]), graph, dict(data["given"]))
     try:
@@ -71,6 +122,12 @@ def _twin(data: Mapping[str, Any], graph: ArchitectureGraph) -> Twin:
     except GraphError as err:
         raise ReportError(f"The certificate is of a network that is no twin of the one it names: {err}") from err
     return found
+
+
+def _same_places(value: Any, other: Any) -> bool:
+    """As many missing directions, in the same parameters; which entries a sparse basis has is not unique in float64."""
+    first, second = ({name for one in directions for name in one["parameters"]} for directions in (value, other or ()))
+    return other is not None and len(value) == len(other) and first == second
 
 
 def _same(value: Any, other: Any) -> bool:

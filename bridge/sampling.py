@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from noetherflow.bridge.constant_values import tensor_of
 from noetherflow.bridge.evaluation import LOSSES, Unevaluable, evaluate, slots_of
 from noetherflow.bridge.pieces import PIECES
 from noetherflow.errors import GraphError
@@ -103,8 +104,8 @@ class Sampling:
     @cached_property
     def held(self) -> tuple[Params, Params]:
         """Frozen parameters, and the numbers that the graph holds, as residues if there is a prime."""
-        constants = {n: d["attributes"]["value"] for n, d in self.graph.nodes(data=True) if _is_known(d)}
-        held = {n: self._residues(torch.tensor(value, dtype=torch.float64)) for n, value in constants.items()}
+        constants = {n: tensor_of(d["attributes"], d["shape"]) for n, d in self.graph.nodes(data=True) if _is_known(d)}
+        held = {n: self._residues(value) for n, value in constants.items()}
         return {name: self._residues(p) for name, p in self.fixed.items()}, held
 
     @property
@@ -246,7 +247,7 @@ class Sampling:
 
 
 def _is_known(data: dict[str, Any]) -> bool:
-    return data["operation"] == "constant" and "value" in data["attributes"]
+    return data["operation"] == "constant" and not data["attributes"].keys().isdisjoint(("value", "entries", "kind"))
 
 
 def _seen_at(graph: ArchitectureGraph, node: str) -> list[tuple[str, int | None]]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from noetherflow.bridge.building import Builder, flat
 from noetherflow.bridge.chains import gather
+from noetherflow.bridge.constant_values import keep
 from noetherflow.bridge.folding import fold, prune
 from noetherflow.errors import TraceError
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -89,6 +90,7 @@ def trace(model: nn.Module, *example_inputs: Any, loss: Loss = None, kwargs: Map
     gather(graph, builder.buffers)
     fold(graph)
     prune(graph, [end])
+    keep(graph, builder.constants)
     return graph
 
 

@@ -44,7 +44,7 @@ class Twin:
     original, graph : ArchitectureGraph
         The network, and its twin.
     given : dict of str to str
-        Constant that the original's graph does not hold -> what the twin has in its place.
+        Constant that is not the original's own at the twin's sizes -> what the twin has in its place.
     """
 
     original: ArchitectureGraph
@@ -213,9 +213,23 @@ def check_twin(found: Twin) -> None:
             raise GraphError(f"'{node}' of the twin is not what it is in the original.", node=node)
     if large.parameters.keys() != small.parameters.keys():
         raise GraphError(f"The twin has other parameters: {sorted(large.parameters.keys() ^ small.parameters.keys())[:3]}.")
+    _check_constants(found)
     why = difference(symmetries(large), symmetries(small))
     if why:
         raise GraphError(f"The twin has other symmetries: {why}.")
+
+
+def _check_constants(found: Twin) -> None:
+    """Masks and tables are the original's own at the twin's sizes, and what is not is said."""
+    again = ArchitectureGraph.from_json(found.graph.to_json())
+    constants = [n for n, d in again.nodes(data=True) if d["operation"] in ("constant", "masked")]
+    for node in constants:
+        data = found.original.nodes[node]
+        again.nodes[node].update(attributes=dict(data["attributes"]), dtype=data["dtype"])
+    given = fill(again)
+    for node in constants:
+        if again.nodes[node]["attributes"] != found.graph.nodes[node]["attributes"] or given.get(node) != found.given.get(node):
+            raise GraphError(f"The constant at '{node}' of the twin is not what it is in the original, cut to size.", node=node)
 
 
 def trainable(graph: ArchitectureGraph) -> int:

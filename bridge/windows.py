@@ -71,6 +71,28 @@ def convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tens
     return y + v["bias"].reshape([-1, *[1] * n]) if "bias" in v else y
 
 
+def transposed_convolution(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """A convolution of step one with the kernel turned round, of the input with zeros between its entries."""
+    weight, x, groups = v["weight"], v["input"], a["groups"]
+    n = weight.dim() - 2
+    kernel, dilation = list(weight.shape[2:]), _every(a["dilation"], n)
+    margins = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, _every(a["padding"], n), strict=True)]
+    found = windows(_spread(x, _every(a["stride"], n)), kernel, [1] * n, margins, dilation, shape[-n:])
+    lead = found.reshape([*found.shape[: -n - 1], groups, weight.shape[0] // groups, -1])  # kernel, (batch), group, channel, positions
+    turned = weight.flip(list(range(2, n + 2)))
+    split = turned.reshape([groups, -1, weight.shape[1], len(found)])  # group, channel, out, kernel
+    y: Tensor = torch.einsum("k...gcp,gcok->...gop", lead, split).reshape(shape)
+    return y + v["bias"].reshape([-1, *[1] * n]) if "bias" in v else y
+
+
+def _spread(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Zeros between neighbours along the last axes, so that neighbours are a stride apart."""
+    for axis, step in zip(range(x.dim() - len(stride), x.dim()), stride, strict=True):
+        moved = F.pad(x.movedim(axis, -1).unsqueeze(-1), (0, step - 1)).flatten(-2)
+        x = moved.narrow(-1, 0, moved.shape[-1] - step + 1).movedim(-1, axis)
+    return x
+
+
 def average_pool(v: Values, a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     """The mean of every window."""
     x = v["input"]

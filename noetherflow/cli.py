@@ -24,6 +24,7 @@ from noetherflow.bridge.rechecking import check_certificate
 from noetherflow.bridge.sabotage import SABOTAGES
 from noetherflow.bridge.trace import trace
 from noetherflow.bridge.verify import verify
+from noetherflow.counting import friction, metric
 from noetherflow.deriving import load, show
 from noetherflow.errors import DataError, ModelError, NoetherflowError, ReportError, RunError
 from noetherflow.numeric import data, models
@@ -110,7 +111,9 @@ def _derive_options(one: argparse.ArgumentParser) -> None:
 
 
 def _completeness_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("target", nargs="?", metavar="MODEL", help="FILE.py:FUNCTION that returns (model, inputs), or a model listed here")
+    one.add_argument(
+        "target", nargs="?", metavar="MODEL", help="FILE.py:FUNCTION that returns (model, inputs), or a model of noetherflow list"
+    )
     one.add_argument("--width", type=float, default=1.0, help="factor on the widths of a listed convolutional network or the transformer")
     one.add_argument("--batch", type=int, default=2, help="images in a batch of a listed model")
     one.add_argument("--loss", default="none", choices=["none", "cross_entropy", "mse"], help="none: laws that hold for every loss")
@@ -119,7 +122,23 @@ def _completeness_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--balls", action="store_true", help="prove the count of a smooth network in ball arithmetic; needs python-flint")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--certificate", type=Path, help="write a certificate here")
+    one.add_argument(
+        "--metric",
+        action="append",
+        metavar="METRIC",
+        help="count along the flow of a metric: 'natural' (the whole Fisher matrix), or a mirror potential in x such as 'x*log(x)'; "
+        "again as PARAMETER=POTENTIAL for single parameters",
+    )
+    one.add_argument(
+        "--friction", type=friction, metavar="N", help="count along the momentum flow with this friction, an integer of at least 1"
+    )
     one.add_argument("--check", type=Path, metavar="FILE", help="compute a certificate again instead")
+    one.add_argument(
+        "--model",
+        dest="module",
+        metavar="MODEL",
+        help="with --check: the module that the certificate is of (needed where its graph does not hold all that it computes with)",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -246,12 +265,7 @@ def _settings(chosen: argparse.Namespace, images: Any) -> dict[str, str]:
 
 
 def _derive(chosen: argparse.Namespace, console: Console) -> int:
-    if chosen.target is None or chosen.target in models.MODELS:
-        chosen.model = chosen.target or chosen.model
-        model, spec = _built(chosen)
-        inputs: tuple[Any, ...] = (torch.zeros(chosen.batch, spec.channels, spec.image, spec.image),)
-    else:
-        model, inputs = load(chosen.target)
+    model, inputs = _named(chosen, chosen.target or chosen.model)
     with activity(f"Tracing {chosen.target or chosen.model}"):
         graph = trace(model, *inputs, loss=chosen.loss)
     with activity("Deriving its symmetries and laws"):
@@ -269,9 +283,10 @@ def _derive(chosen: argparse.Namespace, console: Console) -> int:
 
 def _completeness(chosen: argparse.Namespace, console: Console) -> int:
     if chosen.check is not None:
-        with activity(f"Computing {chosen.check} again"):
-            found = check_certificate(Certificate.load(chosen.check))
+        found = _checked(chosen)
         console.print("The certificate holds: every number was computed again.", style="bold", highlight=False)
+    elif chosen.module is not None:
+        raise ModelError(f"--model is for --check; to count the laws of {chosen.module}, name it without --model.")
     elif chosen.target is None:
         raise ModelError("Name a model (FILE.py:FUNCTION, or one of noetherflow list), or a certificate with --check.")
     else:
@@ -282,22 +297,36 @@ def _completeness(chosen: argparse.Namespace, console: Console) -> int:
     return 0 if found.complete else 1
 
 
+def _checked(chosen: argparse.Namespace) -> Completeness:
+    if chosen.metric or chosen.friction is not None:
+        raise ModelError("--check: the certificate says along which flow it was counted. Leave --metric and --friction out.")
+    if chosen.module and chosen.target:
+        raise ModelError(f"--check got two models, {chosen.target} and {chosen.module}. Name one.")
+    certificate, named = Certificate.load(chosen.check), chosen.module or chosen.target
+    model, inputs = _named(chosen, named) if named else (None, ())
+    with activity(f"Computing {chosen.check} again"):
+        return check_certificate(certificate, model, *inputs)
+
+
 def _counted(chosen: argparse.Namespace) -> Completeness:
-    if chosen.target in models.MODELS:
-        chosen.model = chosen.target
-        model, spec = _built(chosen)
-        inputs: tuple[Any, ...] = (torch.zeros(chosen.batch, spec.channels, spec.image, spec.image),)
-    else:
-        model, inputs = load(chosen.target)
-    loss = None if chosen.loss == "none" else chosen.loss
+    model, inputs = _named(chosen, chosen.target)
+    options = {
+        "loss": None if chosen.loss == "none" else chosen.loss,
+        "metric": metric(chosen.metric, [name for name, _ in model.named_parameters()]),
+        "friction": chosen.friction,
+        "without_eps": chosen.without_eps,
+    }
     with activity(f"Counting the laws of {chosen.target}"):
-        options: dict[str, Any] = {
-            "without_eps": chosen.without_eps,
-            "twin": chosen.twin or None,
-            "balls": chosen.balls,
-            "seed": chosen.seed,
-        }
-        return completeness(model, *inputs, loss=loss, **options)
+        return completeness(model, *inputs, **options, twin=chosen.twin or None, balls=chosen.balls, seed=chosen.seed)
+
+
+def _named(chosen: argparse.Namespace, name: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
+    """A model by its name here, or the user's own, with inputs."""
+    if name not in models.MODELS:
+        return load(name)
+    chosen.model = name
+    model, spec = _built(chosen)
+    return model, (torch.zeros(chosen.batch, spec.channels, spec.image, spec.image),)
 
 
 def _write(path: Path, text: str) -> None:

@@ -144,7 +144,7 @@ def line_curvature(
         raise RunError(f"The excess is predicted between the ends: 0 < weight < 1; got {weight}.", weight=weight)
     if has_statistics(model_a):
         raise ModelError(
-            "A batch normalisation has running statistics, which are no smooth function of the point on the line. Measure by nf.barrier, or "
+            "A batch normalisation has running statistics, no smooth function of the point on the line. Measure by nf.barrier, or "
             "set track_running_stats=False."
         )
     read = in_double(batches)

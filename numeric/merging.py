@@ -73,7 +73,9 @@ def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def _check_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    different = sorted(name for name in ours.keys() | theirs.keys() if getattr(ours.get(name), "shape", 0) != getattr(theirs.get(name), "shape", 0))
+    different = sorted(
+        name for name in ours.keys() | theirs.keys() if getattr(ours.get(name), "shape", 0) != getattr(theirs.get(name), "shape", 0)
+    )
     if different:
         raise ModelError(
             f"The models are not of one architecture: {different[:4]} are missing in one, or have different shapes. Give two models that "

@@ -134,16 +134,16 @@ def _rotary(program: Program, call: Call) -> Value:
 
 
 # --- recurrence: the state fed back is bounded by its gates, so nothing moves it; the two biases of a gate are added
-# LSTM: all gates read W x + b + U h + c. GRU: the last one reads W x + b + r (U h + c), so there b and c are apart.
+# LSTM, and a plain layer with tanh: all read W x + b + U h + c. GRU: the last one reads W x + b + r (U h + c), so there b and c are apart.
 
 
-@rule("lstm_layer", "gru_layer")
+@rule("lstm_layer", "gru_layer", "rnn_layer")
 def _recurrent(program: Program, call: Call) -> Value:
     x = call["input"]
     batch = [f"n{i}" for i in range(len(x.axes) - 1)]
     hidden = program.value([program.table.like(axis) for axis in x.axes[:-1]] + [program.table.new(call.shape[-1])], fixed=True)
     inner = [gates(program, call, x, batch, "ih"), gates(program, call, hidden, batch, "hh")]
-    if call.operation == "lstm_layer":
+    if call.operation != "gru_layer":
         program.apply(call.node, program.add(call.node, inner), None)
     else:
         cut = [(0, 2 * call.shape[-1]), (2 * call.shape[-1], call.shape[-1])]

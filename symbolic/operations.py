@@ -37,7 +37,7 @@ _unary = Operation(("input",))
 _binary = Operation(("input", "other"))
 _affine = Operation(("input", "weight"), ("bias",))
 _normed = Operation(("input",), ("weight", "bias"))
-_recurrent = Operation(("input", "weight_ih", "weight_hh"), ("bias_ih", "bias_hh"))
+_recurrent = Operation(("input", "weight_ih", "weight_hh"), ("bias_ih", "bias_hh", "hidden", "memory"))
 _loss = Operation(("input",), ("target", "weight"))
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -112,6 +112,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "rotary": Operation(("input",), ("cosine", "sine")),
     "lstm_layer": _recurrent,
     "gru_layer": _recurrent,
+    "rnn_layer": _recurrent,
     # shapes
     "identity": _unary,
     "reshape": _unary,

@@ -89,7 +89,7 @@ def _recurrent(program: Program, call: Call) -> Value:
 
     Any other initial state is data, which tell units apart. So does the order of time, and the batch may hold it.
     """
-    if not call.get("from_zero"):
+    if "hidden" in call.values:
         return _pinned(program, call)
     x, node = call["input"], call.node
     lead = [f"n{i}" for i in range(len(x.axes) - 1)]
@@ -97,9 +97,9 @@ def _recurrent(program: Program, call: Call) -> Value:
     told = program.contract(node, [(x, [*lead, "i"]), (order, lead)], [*lead, "i"])
     hidden, memory = (_state(program, call) for _ in range(2))
     above, beside = gates(program, call, told, lead, "ih"), gates(program, call, hidden, lead, "hh")
-    new = (_lstm_step if call.operation == "lstm_layer" else _gru_step)(program, call, (above, beside), (hidden, memory))
+    new = STEPS[call.operation](program, call, (above, beside), (hidden, memory))
     program.add(node, [new, hidden])  # alike
-    return new
+    return memory if call.get("gives") == "memory" else new
 
 
 def _state(program: Program, call: Call) -> Value:
@@ -113,6 +113,10 @@ def _lstm_step(program: Program, call: Call, sides: tuple[Value, Value], state: 
     memory = program.add(call.node, [kept, added])
     program.add(call.node, [memory, state[1]])  # alike
     return _times(program, call, o, program.apply(call.node, memory, None, odd=True))
+
+
+def _plain_step(program: Program, call: Call, sides: tuple[Value, Value], state: tuple[Value, Value]) -> Value:
+    return program.apply(call.node, program.add(call.node, sides), None, odd=True)
 
 
 def _gru_step(program: Program, call: Call, sides: tuple[Value, Value], state: tuple[Value, Value]) -> Value:
@@ -133,6 +137,8 @@ def _times(program: Program, call: Call, x: Value, y: Value) -> Value:
     return program.contract(call.node, [(x, labels), (y, labels)], labels)
 
 
+STEPS: Final = {"lstm_layer": _lstm_step, "gru_layer": _gru_step, "rnn_layer": _plain_step}
+
 STRICT: Final[dict[str, Rule]] = {
     "masked": _masked,
     "select": _select,
@@ -143,4 +149,5 @@ STRICT: Final[dict[str, Rule]] = {
     "mean_square": _pinned,
     "lstm_layer": _recurrent,
     "gru_layer": _recurrent,
+    "rnn_layer": _recurrent,
 }

@@ -152,10 +152,10 @@ class Chosen:
         if offset == 0:
             return 0
         sizes = [self._sizes.size(a) for a in atoms]  # two halves of one thing
-        if not atoms or offset > int(multiply(sizes)):
-            raise GraphError(f"A boundary at {offset} lies outside its axis of size {multiply(sizes)}.")
         if offset == multiply(sizes):
             return self._product(atoms)
+        if not atoms or offset > int(multiply(sizes)):
+            raise GraphError(f"A boundary at {offset} lies outside its axis of size {multiply(sizes)}.")
         inner = int(multiply(sizes[1:]))
         if len(atoms) > 1 and offset % inner == 0:
             return self._behind(atoms[:1], offset // inner) * self._product(atoms[1:])

@@ -181,19 +181,23 @@ def _leaves(t: Tied, axis: Axis) -> Iterator[int]:
 
 def _recurrent(t: Tied) -> None:
     """Gates side by side, each as wide as the state."""
-    gates = 4 if t.operation == "lstm_layer" else 3
+    gates = {"lstm_layer": 4, "gru_layer": 3, "rnn_layer": 1}[t.operation]
     state = t.out.axes[-1]
     for slot, value in t.slots.items():
         if slot == "input":
             for pair in zip(value.axes[:-1], t.out.axes[:-1], strict=True):
                 t.same(*pair)
             continue
+        if slot in ("hidden", "memory"):
+            t.same(value.axes[-1], state)
+            t.same(value.axes[0], t.out.axes[0 if t.attributes["batch_first"] else 1])
+            continue
         parts = t.table.parts(value.axes[0][0].atom)
         if gates == 3 and len(parts) == 2:
             t.same(t.table.occurrence(parts[0]), (*t.fixed(2), *state))
             t.same(t.table.occurrence(parts[1]), state)
         else:
-            t.same(value.axes[0], (*t.fixed(gates), *state))
+            t.same(value.axes[0], (*t.fixed(gates), *state) if gates > 1 else state)
         if slot == "weight_hh":
             t.same(value.axes[1], state)
 
@@ -231,6 +235,7 @@ TIES: Final[dict[str, Callable[[Tied], None]]] = {
     "rotary": _rotary,
     "lstm_layer": _recurrent,
     "gru_layer": _recurrent,
+    "rnn_layer": _recurrent,
     "prelu": _prelu,
     "cross_entropy": _loss,
     "mean_square": _loss,

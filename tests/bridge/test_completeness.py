@@ -8,12 +8,13 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sympy as sp
 import torch
 from support.block_cases import BLOCK_CASES
-from support.cases import CASES, Case
+from support.cases import CASES, Block, Case
 from torch import nn
 
 import noetherflow as nf
@@ -93,6 +94,7 @@ POLYNOMIAL = {
     "linear_pair_cross_entropy": 5,
     "tables_multiplied_with_head": 24,
     "low_rank_on_frozen_dropout": 6,
+    "attention_linear": 14,
 }
 
 
@@ -117,6 +119,34 @@ def test_attention_without_softmax_is_a_polynomial() -> None:
     assert (found.laws_found, found.complete, found.mode) == (3 + 3 + 1, True, "proved")  # QQ' - KK', VV' - O'O, |Q|² - |V|²
 
 
+UPSAMPLED: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "relu": (nn.Sequential(nn.ConvTranspose1d(2, 3, 2, stride=2), nn.ReLU(), nn.Conv1d(3, 2, 2)), (2, 3), 3),
+    "linear": (nn.Sequential(nn.Conv1d(2, 3, 2, bias=False), nn.ConvTranspose1d(3, 4, 2, stride=2, bias=False)), (2, 3), 6),
+    "images": (
+        nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(3, 1, 2, bias=False)),
+        (2, 3, 3),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPSAMPLED)
+def test_transposed_convolutions_are_counted_exactly(name: str) -> None:
+    model, shape, laws = UPSAMPLED[name]
+    found = nf.completeness(model, torch.zeros(1, *shape))
+    assert (found.laws_found, found.laws_possible, found.complete, found.mode) == (laws, laws, True, "proved")
+    assert found.assumption == ""
+
+
+def test_a_law_of_a_plain_convolution_is_refuted_by_a_transposed_one() -> None:
+    """Behind a ReLU a unit is an input channel of the next weight: its first axis where the convolution is transposed."""
+    plain, transposed = (nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), kind(3, 3, 2)) for kind in (nn.Conv1d, nn.ConvTranspose1d))
+    (law,) = nf.derive(nf.trace(plain, torch.zeros(1, 2, 5)))
+    found = nf.completeness(transposed, torch.zeros(1, 2, 5), laws=[law])
+    assert found.refuted == (law.name,)
+    assert (found.laws_found, found.laws_possible) == (0, 3)
+
+
 def test_free_pieces_are_said_to_be_assumed() -> None:
     """A layer of one unit behind another without biases is always open or always shut at any one point."""
     found = nf.completeness(mlp(2, 1, 1, 2, bias=False))
@@ -127,7 +157,17 @@ def test_free_pieces_are_said_to_be_assumed() -> None:
 # --- measured
 
 
-SMOOTH = {"swiglu": 3, "attention_fused": 12, "attention_with_biases": 16, "tanh_mlp": 0, "lstm": 14, "experts": 10, "bn_pool_linear": 6}
+SMOOTH = {
+    "swiglu": 3,
+    "attention_fused": 12,
+    "attention_with_biases": 16,
+    "attention_rotary": 24,
+    "llama": 20,
+    "tanh_mlp": 0,
+    "lstm": 14,
+    "experts": 10,
+    "bn_pool_linear": 6,
+}
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -137,6 +177,43 @@ def test_smooth_blocks_are_measured_at_two_points(name: str) -> None:
     assert found.mode == "numerical"
     assert found.gap >= 1e10
     assert len({p["seed"] for p in found.certificate.data["points"]}) == 2
+
+
+RECURRENT: dict[str, tuple[nn.Module, int, str]] = {  # biases of a gate read together: b + c; behind a ReLU one scale a unit more
+    "lstm": (nn.LSTM(2, 3), 4 * 3, "numerical"),
+    "lstm, both directions": (nn.LSTM(2, 2, bidirectional=True, batch_first=True), 2 * 4 * 2, "numerical"),
+    "gru": (nn.GRU(2, 3), 2 * 3, "numerical"),
+    "tanh": (nn.RNN(2, 3), 3, "numerical"),
+    "relu, two layers": (nn.RNN(2, 2, num_layers=2, nonlinearity="relu"), 2 * 2, "proved"),  # all its units are seen at the end
+    "relu behind a head": (
+        Block(lambda s, x: s.head(s.layer(x)[0]), layer=nn.RNN(2, 2, nonlinearity="relu"), head=nn.Linear(2, 3)),
+        4,
+        "proved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_module_by_itself_is_counted_with_all_that_it_returns(name: str) -> None:
+    model, laws, mode = RECURRENT[name]
+    found = nf.completeness(model, torch.zeros(4, 3, 2))
+    assert (found.laws_found, found.laws_possible, found.complete, found.mode) == (laws, laws, True, mode), found
+    assert nf.check_certificate(found.certificate).complete
+
+
+def test_a_law_of_an_lstm_with_a_wrong_sign_is_refuted() -> None:
+    graph = nf.trace(nn.LSTM(2, 3), torch.zeros(4, 3, 2))
+    law = next(iter(nf.derive(graph)))
+    first, *others = law.symmetry.actions
+    actions = (dataclasses.replace(first, weight=-first.weight), *others)
+    false = dataclasses.replace(law, symmetry=dataclasses.replace(law.symmetry, actions=actions))
+    assert nf.completeness(graph, laws=[law]).refuted == ()
+    assert nf.completeness(graph, laws=[false]).refuted == (law.name,)
+
+
+def test_a_module_that_torch_cannot_differentiate_often_enough_is_refused_with_its_operation() -> None:
+    with pytest.raises(Unevaluable, match=r"differentiated often enough: .*lstm"):
+        nf.completeness(nn.LSTM(2, 3, proj_size=2), torch.zeros(4, 3, 2))
 
 
 def test_gelu_has_no_law_at_all() -> None:
@@ -152,7 +229,7 @@ def test_laws_that_eps_breaks_are_none_until_eps_is_zero() -> None:
     assert (bare.laws_found, bare.laws_possible, bare.complete, bare.broken) == (1, 1, True, ())
 
 
-LIVE = {"attention_rotary": 24, "llama": 20, "routed_top_1": 10}
+LIVE = {"routed_top_1": 10, "routed_gelu": 4, "routed_linear": 13}
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -164,16 +241,26 @@ def test_modules_whose_graph_does_not_hold_enough_are_run(name: str) -> None:
     assert (found.laws_found, found.laws_possible, found.complete) == (LIVE[name], LIVE[name], True)
     with pytest.raises(Unevaluable):
         nf.completeness(graph)
-    with pytest.raises(ReportError, match="count its laws again"):
+    with pytest.raises(ReportError, match="the module itself must be run"):
         nf.check_certificate(found.certificate)
+    again = nf.check_certificate(Certificate.read(found.certificate.text()), small.build(), small.inputs())
+    assert again.complete
+    forged = Certificate({**found.certificate.data, "laws_possible": found.laws_possible + 1})
+    with pytest.raises(ReportError, match="laws_possible"):
+        nf.check_certificate(forged, small.build(), small.inputs())
+    with pytest.raises(ReportError, match=r"another module than Sequential: its parameter '0.bias' is not there in the certificate"):
+        nf.check_certificate(found.certificate, nn.Sequential(nn.Linear(4, 4)), small.inputs())
 
 
-# Laws of the two tables of cases that are not derived.
-MISSING = {
-    "two_heads_cross_entropy": 4,  # the shift of both heads at once
-    "attention_relative_causal": 20,  # entries that the mask hides
-    "routed_to_the_next_behind": 4,  # one unit of each expert more: what depends on e is not undone at e + 1
-    "post_norm_layer_norm": 1,  # |E 1|² - |Q 1|² - |K 1|² - |V 1|² of a stream that is read before its first norm
+POST_NORM = {"tokens.weight"} | {
+    f"attentions.0.{n}" for n in ("k.weight", "o.bias", "o.weight", "q.bias", "q.weight", "v.bias", "v.weight")
+}
+# Laws of the two tables of cases that are not derived: how many, and in which parameters.
+MISSING: dict[str, tuple[int, set[str]]] = {
+    "two_heads_cross_entropy": (4, {"a.weight", "b.weight"}),  # the shift of both heads at once
+    "attention_relative_causal": (20, {"relative"}),  # entries that the mask hides
+    "routed_to_the_next_behind": (4, {"down", "up"}),  # one unit of each expert more: what depends on e is not undone at e + 1
+    "post_norm_layer_norm": (1, POST_NORM),  # |E 1|² - |Q 1|² - |K 1|² - |V 1|² of a stream that is read before its first norm
 }
 
 
@@ -181,9 +268,34 @@ MISSING = {
 @pytest.mark.parametrize("name", TABLE)
 def test_every_small_architecture_has_the_derived_laws_and_no_others_but_for_those_named(name: str) -> None:
     found = count(TABLE[name], without_eps=True)
+    number, places = MISSING.get(name, (0, set[str]()))
     assert not found.refuted
-    assert found.laws_possible - found.laws_found == MISSING.get(name, 0), found
+    assert found.laws_possible - found.laws_found == len(found.missing) == number, found
     assert found.complete == (name not in MISSING), found
+    assert {parameter for direction in found.missing for parameter in direction} == places
+    listed = found.certificate.data.get("missing", [])
+    assert (len(listed), {parameter for one in listed for parameter in one["parameters"]}) == (number, places)
+
+
+def test_every_row_of_the_tables_of_cases_is_counted() -> None:
+    assert len(TABLE) == len(CASES) + len(BLOCK_CASES)
+    assert MISSING.keys() <= TABLE.keys()
+
+
+def test_the_missing_directions_stand_in_the_certificate() -> None:
+    found = count(TABLE["two_heads_cross_entropy"])
+    listed = found.certificate.data["missing"]
+    assert [one["parameters"] for one in listed] == [["a.weight", "b.weight"]] * 4
+    assert all("a.weight[" in one["at"] for one in listed)
+    assert nf.check_certificate(found.certificate).certificate.data["missing"] == listed
+    assert "missing" not in count(TABLE["relu_gate"]).certificate.data
+    for false in (listed[1:], [{**listed[0], "parameters": ["b.weight"]}, *listed[1:]]):
+        with pytest.raises(ReportError, match="missing"):
+            nf.check_certificate(Certificate({**found.certificate.data, "missing": false}))
+    measured = count(TABLE["attention_relative_causal"]).certificate
+    assert nf.check_certificate(measured).certificate.data["missing"]
+    with pytest.raises(ReportError, match="missing"):
+        nf.check_certificate(Certificate({**measured.data, "missing": [{"parameters": ["q.weight"], "at": "q.weight"}] * 20}))
 
 
 # --- wrong siblings
@@ -262,6 +374,127 @@ def test_a_certificate_is_computed_again_in_a_fresh_process(tmp_path: Path) -> N
     )
     assert again.returncode == 0, again.stderr
     assert "3 of 3 laws: complete (proved)" in again.stdout
+
+
+LIVE_MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, dim, hidden=3):
+        super().__init__()
+        self.dim, self.first, self.last = dim, nn.Linear(2, hidden), nn.Linear(hidden, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x).cumsum(self.dim).roll(1, 1).relu())
+
+def net():
+    return Net(1), torch.zeros(1, 2)
+
+def wider():
+    return Net(1, 4), torch.zeros(1, 2)
+
+def batch():
+    return Net(1), torch.zeros(5, 2)
+"""
+
+
+def test_a_certificate_of_a_module_that_is_run_is_checked_on_the_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, certificate = tmp_path / "live.py", tmp_path / "live.json"
+    file.write_text(LIVE_MODULE)
+    status = main(["completeness", f"{file}:net", "--certificate", str(certificate)])
+    data = Certificate.load(certificate).data
+    assert data["evaluated"] == "module"
+    check = ["completeness", "--check", str(certificate)]
+    assert main([*check, "--model", f"{file}:net"]) == status
+    assert "The certificate holds" in capsys.readouterr().out
+    refused = {
+        (): "Give it: --model FILE.py:FUNCTION",
+        ("--model", f"{file}:wider"): "'first.bias' is (3,) in the certificate, and (4,) in the module",
+        ("--model", f"{file}:batch"): "their graphs differ at",
+        ("--model", f"{file}:nothing"): "must return (model, inputs)",
+        ("--model", f"{file}:net", "--friction", "1"): "Leave --metric and --friction out",
+    }
+    for more, said in refused.items():
+        assert main([*check, *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_certificate_can_be_held_against_a_module_that_need_not_be_run() -> None:
+    models = [nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3, eps=eps), nn.Linear(3, 1)) for eps in (1e-5, 1e-3)]
+    certificate = nf.completeness(models[0], torch.zeros(1, 2), loss="mse").certificate
+    assert nf.check_certificate(certificate, models[0], torch.zeros(1, 2)).certificate.data["laws_found"] == certificate.data["laws_found"]
+    with pytest.raises(ReportError, match="their graphs differ at"):
+        nf.check_certificate(certificate, models[1], torch.zeros(1, 2))
+
+
+# --- flows on the command line
+
+PAIR = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)), torch.zeros(1, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--friction", "2"], {"friction": 2}),
+        (["--metric", "natural"], {"metric": nf.metrics.Natural()}),
+        (["--metric", "x*log(x)"], {"metric": nf.metrics.Mirror(nf.metrics.ARGUMENT * sp.log(nf.metrics.ARGUMENT))}),
+        (["--metric", "0.weight=x**2"], {"metric": nf.metrics.Mirror(nf.metrics.ARGUMENT**2 / 2, {"0.weight": nf.metrics.ARGUMENT**2})}),
+    ],
+)
+def test_the_command_line_counts_along_the_flow_that_it_is_told(
+    flags: list[str], options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, certificate = tmp_path / "pair.py", tmp_path / "pair.json"
+    file.write_text(PAIR)
+    status = main(["completeness", f"{file}:net", *flags, "--certificate", str(certificate)])
+    namespace: dict[str, Any] = {}
+    exec(PAIR, namespace)
+    found = nf.completeness(*namespace["net"](), **options)
+    assert status == (0 if found.complete else 1)
+    assert str(found).splitlines()[0] in capsys.readouterr().out
+    assert Certificate.load(certificate).data["flow"] == found.certificate.data["flow"]
+    assert main(["completeness", "--check", str(certificate)]) == status
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--metric", "adam"], "expects 'natural', a potential, or PARAMETER=POTENTIAL. 'adam' is no potential in x"),
+        (["--metric", "w=x**2"], "names ['w'], which the network does not have; its parameters are ['0.weight', '1.weight']"),
+        (["--metric", "natural", "--metric", "x**2"], "stands alone"),
+        (["--metric", "x**2", "--metric", "x**4"], "one potential for all parameters"),
+        (["--metric", "x**2", "--friction", "1"], "Give a metric or a friction"),
+        (["--model", "some.py:net"], "--model is for --check"),
+    ],
+)
+def test_flows_that_cannot_be_are_said(flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pair.py"
+    file.write_text(PAIR)
+    assert main(["completeness", f"{file}:net", *flags]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "much"])
+def test_a_friction_that_is_no_positive_integer_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["completeness", "resnet18", f"--friction={number}"])
+    assert stopped.value.code == 2
+    assert f"expected an integer of at least 1, got '{number}'" in capsys.readouterr().err
+
+
+def test_help_says_along_which_flows_laws_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["completeness", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(part in said for part in ("--friction N", "--metric METRIC", "PARAMETER=POTENTIAL", "--model MODEL"))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -54,6 +54,37 @@ def test_convolutions_of_every_padding(padding: object) -> None:
     torch.testing.assert_close(evaluate(graph, model, x)[end], model(x))
 
 
+TRANSPOSED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "line": (nn.ConvTranspose1d(4, 6, 3), (2, 4, 5)),
+    "line without a batch": (nn.ConvTranspose1d(4, 6, 3, stride=2, bias=False), (4, 5)),
+    "stride, padding, output padding": (
+        nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), padding=(1, 2), output_padding=(1, 2)),
+        (2, 4, 5, 4),
+    ),
+    "groups": (nn.ConvTranspose2d(4, 6, 3, groups=2, padding=1), (2, 4, 5, 6)),
+    "dilation": (nn.ConvTranspose2d(4, 6, (2, 3), dilation=(3, 2), stride=2), (2, 4, 3, 4)),
+    "cropped": (nn.ConvTranspose2d(4, 2, 2, stride=3, padding=2), (1, 4, 4, 4)),
+    "volume": (nn.ConvTranspose3d(2, 2, 2, stride=2), (1, 2, 2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions(name: str) -> None:
+    model, shape = TRANSPOSED[name]
+    model, x = model.double(), torch.randn(shape, dtype=torch.float64)
+    graph = nf.trace(model, x)
+    (end,) = (n for n in graph if not graph.out_degree(n))
+    torch.testing.assert_close(evaluate(graph, model, x)[end], model(x))
+
+
+def test_a_transposed_convolution_with_its_kernel_the_other_way_round_is_another() -> None:
+    model, x = nn.ConvTranspose1d(2, 3, 3, stride=2).double(), torch.randn(1, 2, 4, dtype=torch.float64)
+    graph = nf.trace(model, x)
+    (end,) = (n for n in graph if not graph.out_degree(n))
+    turned = dict(model.named_parameters()) | {"weight": model.weight.flip(2)}
+    assert not torch.allclose(evaluation.evaluate(graph, turned, [x])[end], model(x))
+
+
 @pytest.mark.parametrize("name", ["max pool", "max pool, dilated", "adaptive max pool", "leaky", "clamp", "hard", "extremes"])
 def test_a_pattern_that_is_found_gives_the_function_and_another_one_does_not(name: str) -> None:
     x, other = (torch.randn(IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
@@ -85,7 +116,7 @@ def test_every_rule_is_of_an_operation_there_is() -> None:
     [
         (lambda s, x: s.first(x).masked_fill(x > 0, 0.0), "masked"),
         (lambda s, x: s.first(x).roll(1, 1), "rearrange"),
-        (lambda s, x: s.first(x) * torch.arange(4.0, dtype=x.dtype), "constant"),
+        (lambda s, x: s.first(x) * torch.rand(4, dtype=x.dtype), "constant"),
         (lambda s, x: F.dropout(s.first(x), 0.5), "dropout"),
     ],
 )

@@ -11,6 +11,7 @@ from support.cases import Block
 from support.evaluation import evaluate, parameter, steps
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from noetherflow.bridge.aten import written_out
 from noetherflow.bridge.building import READERS
@@ -131,6 +132,44 @@ RECURRENT: dict[str, tuple[nn.Module, int, list[str]]] = {
 }
 
 
+BARE: dict[str, nn.Module] = {
+    "lstm": nn.LSTM(6, 5),
+    "lstm without bias, batch first": nn.LSTM(6, 5, bias=False, batch_first=True),
+    "lstm, two layers, both directions": nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True),
+    "gru": nn.GRU(6, 5, num_layers=2),
+    "tanh": nn.RNN(6, 5, num_layers=2, bidirectional=True),
+    "relu": nn.RNN(6, 5, nonlinearity="relu"),
+    "relu, two layers, both directions": nn.RNN(6, 5, num_layers=2, bidirectional=True, batch_first=True, nonlinearity="relu"),
+    "relu without bias": nn.RNN(6, 5, bias=False, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("name", list(BARE))
+def test_all_results_of_a_recurrent_module_are_computed_from_its_graph(name: str, started: bool) -> None:
+    layer = BARE[name].double()
+    x, runs = torch.randn(3, 4, 6, dtype=torch.float64), layer.num_layers * (2 if layer.bidirectional else 1)
+    state = torch.randn(2, runs, 3 if layer.batch_first else 4, 5, dtype=torch.float64).unbind(0)
+    inputs = (x, state if isinstance(layer, nn.LSTM) else state[0]) if started else (x,)
+    graph = trace(layer, *inputs)
+    values = evaluate(graph, layer, *pytree.tree_leaves(inputs))
+    nodes, results, from_zero = graph.inputs_of("output").values(), pytree.tree_leaves(layer(*inputs)), pytree.tree_leaves(layer(x))
+    for node, expected, other in zip(nodes, results, from_zero, strict=True):
+        torch.testing.assert_close(values[node], expected, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(expected, other) is not started
+
+
+def test_a_state_that_is_a_constant_is_kept_if_it_is_not_zero() -> None:
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    for start, slots in ((torch.zeros(1, 4, 5), set()), (torch.ones(1, 4, 5), {"hidden"})):
+        model = Block(lambda s, x: s.m(x, s.start)[0], m=nn.GRU(6, 5))
+        model.register_buffer("start", start)
+        graph = trace(model.double(), x)
+        (layer,) = (n for n, d in graph.nodes(data=True) if d["operation"] == "gru_layer")
+        assert set(graph.inputs_of(layer)) - {"input"} == slots
+        torch.testing.assert_close(evaluate(graph, model, x)["output"], model(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", list(RECURRENT))
 def test_recurrent_layers_are_one_node_for_each_layer_and_direction(name: str) -> None:
     layer, result, expected = RECURRENT[name]
@@ -152,8 +191,6 @@ def test_a_recurrent_layer_that_is_fed_a_state_from_parameters_is_opaque() -> No
     assert steps(trace(fed, torch.zeros(3, 4, 6))) == ["aten.gru"]
     projected = Block(lambda s, x: s.m(x)[0], m=nn.LSTM(6, 5, proj_size=2))
     assert steps(trace(projected, torch.zeros(3, 4, 6))) == ["aten.lstm"]
-    cells = Block(lambda s, x: s.m(x)[1][1], m=nn.LSTM(6, 5))
-    assert steps(trace(cells, torch.zeros(3, 4, 6))) == ["aten.lstm"]
 
 
 # --- slots and attributes
@@ -202,7 +239,13 @@ ATTRIBUTES: dict[str, tuple[Function, tuple[int, ...], str, set[str], dict[str, 
         {"query", "key", "value", "mask"},
         {"causal": False, "dropout": 0.0, "scale": None, "grouped": False},
     ),
-    "masked": (lambda s, x: x.masked_fill(torch.ones(4, 6) > 0, float("-inf")), (4, 6), "masked", {"input"}, {"value": float("-inf")}),
+    "masked": (
+        lambda s, x: x.masked_fill(torch.ones(4, 6) > 0, float("-inf")),
+        (4, 6),
+        "masked",
+        {"input", "mask"},
+        {"value": float("-inf")},
+    ),
     "where": (lambda s, x: torch.where(torch.ones(4, 6) > 0, x, -5.0), (4, 6), "masked", {"input"}, {"value": -5.0}),
     "select": (lambda s, x: torch.where(torch.ones(4, 6) > 0, x, x * s.g), (4, 6), "select", {"input", "other"}, {}),
     "triangle": (lambda s, x: (s.w @ s.w.t()).tril(), (4, 6), "masked", {"input"}, {"value": 0.0}),
@@ -272,7 +315,7 @@ def test_slots_and_attributes(name: str) -> None:
     found = only(graph_of(function, shape, **weights), operation)
     assert found["slots"] == slots
     assert attributes.items() <= found["attributes"].items()
-    assert found["attributes"].keys() - attributes.keys() <= {"groups", "stride", "padding", "dilation"}
+    assert found["attributes"].keys() - attributes.keys() <= {"groups", "stride", "padding", "dilation", "mask"}
 
 
 def test_the_parametrisation_by_weight_norm_is_its_operation() -> None:

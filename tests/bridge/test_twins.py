@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.attention import Attention
 from torch import Tensor, nn
 
 import noetherflow as nf
 from noetherflow.bridge.certificate import Certificate
-from noetherflow.bridge.twins import check_twin, difference, mode_of
+from noetherflow.bridge.constant_values import LOWEST
+from noetherflow.bridge.twins import Twin, check_twin, difference, mode_of
 from noetherflow.cli import main
 from noetherflow.errors import GraphError, ModelError, ReportError
 from noetherflow.numeric.models import MLP
@@ -74,6 +76,9 @@ NETS: dict[str, tuple[nn.Module, Tensor]] = {
     "patches": (nn.Sequential(nn.Conv2d(3, 64, 16, stride=16), nn.Flatten(2), nn.ReLU(), nn.Linear(16, 7)), torch.zeros(2, 3, 64, 64)),
     "padding row": (nn.Sequential(nn.Embedding(900, 70, padding_idx=7), nn.Linear(70, 20)), torch.zeros(2, 6, dtype=torch.long)),
     "gated recurrence": (nn.GRU(64, 128, batch_first=True), torch.zeros(4, 9, 64)),
+    "recurrence with memories": (nn.LSTM(64, 40, batch_first=True), torch.zeros(4, 9, 64)),
+    "plain recurrence": (nn.RNN(64, 128), torch.zeros(4, 9, 64)),
+    "plain recurrence with pieces": (nn.RNN(64, 128, nonlinearity="relu"), torch.zeros(4, 9, 64)),
     "slopes of channels": (nn.Sequential(nn.Linear(200, 90), nn.PReLU(90), nn.Linear(90, 40)), torch.zeros(6, 200)),
 }
 
@@ -130,7 +135,7 @@ def test_a_residual_convolutional_network_of_real_width_is_proved_for_its_twin()
     assert "twin of smaller width (306,698 parameters" in found.assumption
 
 
-def test_a_llama_of_real_width_is_counted_with_tables_that_its_graph_does_not_hold() -> None:
+def test_a_llama_of_real_width_is_counted_with_its_own_mask_and_angles_that_its_graph_does_not_hold() -> None:
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=1, num_key_value_heads=8)).eval()
@@ -138,7 +143,96 @@ def test_a_llama_of_real_width_is_counted_with_tables_that_its_graph_does_not_ho
     found = nf.completeness(model, tokens, kwargs={"use_cache": False}, without_eps=True)
     assert found.complete, found
     assert "439,365,632 parameters" in found.assumption
-    assert found.assumption.endswith("with a causal mask, rotary angles")
+    assert found.assumption.endswith("with rotary angles")
+    assert found.twin is not None
+    assert masks_of(found.twin.graph) == [torch.ones(2, 1, 4, 4).tril().bool().tolist()]
+
+
+class Masked(nn.Module):
+    """Attention under a mask that the module makes or holds, or that is an input."""
+
+    def __init__(self, mask: Tensor | None, *, filled: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(i, o, bias=False) for i, o in ((48, 40), (48, 40), (48, 40), (40, 48)))
+        self.register_buffer("mask", mask)
+        self.filled = filled
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        mask = self.mask if given is None else given[:, None, :].expand(-1, x.shape[1], -1) > 0
+        if not self.filled:
+            return self.o(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), attn_mask=mask))
+        scores = self.q(x) @ self.k(x).mT
+        return self.o(scores.masked_fill(~mask, -torch.inf).softmax(-1) @ self.v(x))
+
+
+def masks_of(graph: ArchitectureGraph) -> list[Any]:
+    """What attention of a twin sees, node by node."""
+    held = [d["attributes"]["value"] for n, d in graph.nodes(data=True) if d["operation"] == "constant" and "mask" in [*slots(graph, n)]]
+    return held + [d["attributes"]["mask"]["entries"] for _, d in graph.nodes(data=True) if d["operation"] == "masked"]
+
+
+def slots(graph: ArchitectureGraph, node: str) -> list[str]:
+    return [slot for _, _, slot in graph.out_edges(node, keys=True)]
+
+
+EVERY = torch.ones(9, 9, dtype=torch.bool)
+BANDED = EVERY.tril().triu(-1)
+
+
+@pytest.mark.parametrize("mask", [None, EVERY, EVERY.tril(), torch.full((9, 9), -torch.inf).triu(1), BANDED])
+def test_the_mask_of_a_twin_is_the_original_s(mask: Tensor | None) -> None:
+    twin = nf.twin(nf.trace(Masked(mask), torch.zeros(2, 9, 48)))
+    expected = (
+        [] if mask is None else [mask[:4, :4].tolist() if mask.dtype == torch.bool else mask[:4, :4].double().clamp(min=LOWEST).tolist()]
+    )
+    assert masks_of(twin.graph) == expected
+    assert twin.given == ({"b_mask": "its own constants, cut to size"} if mask is BANDED else {})
+    check_twin(twin)
+
+
+@pytest.mark.parametrize("mask", [EVERY, EVERY.tril(), BANDED])
+def test_the_entries_that_a_twin_fills_are_the_original_s(mask: Tensor) -> None:
+    twin = nf.twin(nf.trace(Masked(mask, filled=True), torch.zeros(2, 9, 48)))
+    (hidden,) = masks_of(twin.graph)
+    assert torch.equal(torch.tensor(hidden).expand(2, 4, 4), (~mask[:4, :4]).expand(2, 4, 4))
+    assert list(twin.given.values()) == (["its own constants, cut to size"] if mask is BANDED else [])
+
+
+def test_a_large_mask_is_kept_by_its_kind() -> None:
+    for kind, mask in (("open", torch.ones(70, 70)), ("causal", torch.ones(70, 70).tril())):
+        graph = nf.trace(Masked(mask.bool()), torch.zeros(1, 70, 48))
+        (held,) = (d["attributes"] for _, d in graph.nodes(data=True) if d["operation"] == "constant")
+        assert held == ({"kind": "causal", "boolean": True} if kind == "causal" else {"entries": [[True]]})
+        assert masks_of(nf.twin(graph).graph) == [mask[:4, :4].bool().tolist()]
+
+
+def test_a_mask_made_from_inputs_is_taken_as_causal_and_that_is_said() -> None:
+    graph = nf.trace(Masked(None), torch.zeros(2, 9, 48), torch.ones(2, 9, dtype=torch.long))
+    assert "a causal mask where the graph does not hold the mask" in nf.twin(graph).assumption
+
+
+def test_a_twin_with_another_mask_is_refused() -> None:
+    """A bidirectional network has no causal twin: they may have other laws."""
+    bidirectional, causal = (nf.twin(nf.trace(Masked(m), torch.zeros(2, 9, 48))) for m in (EVERY, EVERY.tril()))
+    check_twin(causal)
+    with pytest.raises(GraphError, match="constant at 'b_mask' of the twin is not what it is in the original"):
+        check_twin(Twin(bidirectional.original, causal.graph, {}))
+    with pytest.raises(GraphError, match="constant at 'b_mask'"):
+        check_twin(Twin(bidirectional.original, bidirectional.graph, {"b_mask": "its own constants, cut to size"}))
+
+
+def test_a_mask_decides_how_many_laws_a_relative_table_has() -> None:
+    """Entries that a causal mask hides are read by nobody; those that an open one shows are."""
+    torch.manual_seed(0)
+    found = {
+        causal: nf.completeness(Attention(4, scores="relative", positions=5, causal=causal), torch.zeros(3, 5, 4))
+        for causal in (True, False)
+    }
+    assert {causal: c.laws_possible for causal, c in found.items()} == {True: 42, False: 22}
+    assert {causal: c.complete for causal, c in found.items()} == {True: False, False: True}
+    assert {tuple(direction) for direction in found[True].missing} == {("relative",)}
+    hidden = torch.ones(5, 5).triu(1).bool()
+    assert len(found[True].missing) == 2 * int(hidden.sum())
 
 
 def test_a_small_network_is_counted_for_a_twin_if_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +276,7 @@ def test_another_network_is_no_twin() -> None:
     ("model", "inputs", "said"),
     [
         (nn.Conv1d(64, 64, 2000), torch.zeros(1, 64, 2001), r"narrowest twin .* still has 8,0\d\d trainable parameters"),
-        (nn.LSTM(64, 128, batch_first=True), torch.zeros(4, 9, 64), r"getitem_2, whose operation is not known"),
+        (nn.LSTM(64, 128, batch_first=True, proj_size=40), torch.zeros(4, 9, 64), r"no rule by which to compute 'aten.lstm'"),
     ],
 )
 def test_what_has_no_twin_is_said(model: nn.Module, inputs: Tensor, said: str) -> None:

@@ -168,6 +168,7 @@ BLOCK_CASES: Final[tuple[Case, ...]] = (
     TOKENS("relu_stack_without_gains", relu_stack, dimension=45),
     Case("lstm", partial(Recurrent, nn.LSTM, 9, 3, 2), (4,), 9 + 3 + 8, tokens=9),
     Case("gru", partial(Recurrent, nn.GRU, 9, 3, 2), (4,), 9 + 3 + 4, tokens=9),
+    Case("rnn", partial(Recurrent, nn.RNN, 9, 2, 3), (4,), 4 + 2 + 3, tokens=9),
     # images
     Case("vision_transformer", partial(VisionTransformer, token=False), (2, 4, 4), 95),
     Case("vision_transformer_with_class_token", partial(VisionTransformer, token=True), (2, 4, 4), 100),

@@ -89,6 +89,14 @@ def gru(x: Tensor, w: Tensor, u: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def plain(x: Tensor, w: Tensor, u: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    h, out = torch.zeros(x.shape[1], u.shape[1]), []
+    for step in x:
+        h = (F.linear(step, w, b) + F.linear(h, u, c)).tanh()
+        out.append(h)
+    return torch.stack(out)
+
+
 FLAT, IMAGE = (2, 3), (2, 3, 4)
 LINEAR = "a linear operation passes every shift that is summed away; the rule carries those that are constant along what is summed"
 GEOMETRIC = "a scale that grows geometrically along the positions, undone along the kernel: not a function of an index class"
@@ -105,6 +113,7 @@ CHOICE = torch.tensor([[True, False, True], [False, True, False]])
 PICKED = torch.tensor([[True, False, True], [False, True, True], [True, True, False]])
 HEAD, KEYS = (1, 3, 2), (1, 4, 2)
 RECURRENT = {"input": (2, 1, 2), "weight_ih": (8, 2), "weight_hh": (8, 2), "bias_ih": (8,), "bias_hh": (8,)}
+PLAIN = {"input": (2, 1, 2), "weight_ih": (2, 2), "weight_hh": (2, 2), "bias_ih": (2,), "bias_hh": (2,)}
 GATED = {"input": (2, 1, 2), "weight_ih": (6, 2), "weight_hh": (6, 2), "bias_ih": (6,), "bias_hh": (6,)}
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -270,6 +279,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("rotary", interleaved, {"input": (1, 3, 4)}, {"pairing": "interleaved"}, 2, 12, 0, axis=2, why=UNTURNED),
     Row("lstm_layer", lstm, RECURRENT),
     Row("gru_layer", gru, GATED),
+    Row("rnn_layer", plain, PLAIN),
     Row("softmax", lambda x: x.softmax(1), {"input": FLAT}, {"dim": 1}, matrices_missing=0),
     Row("softmax", lambda x: x.softmax(2), {"input": IMAGE}, {"dim": -1}, matrices_missing=0),
     Row("log_softmax", lambda x: x.log_softmax(1), {"input": FLAT}, {"dim": 1}, matrices_missing=0),
