@@ -49,7 +49,7 @@ def lively_seeds(graph: ArchitectureGraph, seed: str, prime: int | None, count: 
 
 
 def _liveliness(patterns: Sequence[Tensor]) -> tuple[int, int]:
-    """Fewest dead slices first, for one dead unit of a narrow layer weighs more than any number of positions; then most columns that differ.
+    """Fewest dead slices first, for a dead unit weighs more than any number of positions; then most columns that differ.
 
     Each pattern has shape (inputs, ...); a slice along any other axis is dead if none of its entries varies.
     """
@@ -63,7 +63,7 @@ def _dead_slices(patterns: Tensor) -> int:
 
 
 def _varying(patterns: Tensor) -> int:
-    """How many different columns, none of them constant, patterns of ones and zeros, shape (inputs, ...), have: each is read as a number."""
+    """How many different columns, none of them constant, patterns of shape (inputs, ...) have: each is read as a binary number."""
     powers = 2 ** torch.arange(len(patterns))
     numbers = (patterns.flatten(1).long() * powers[:, None]).sum(0).unique()
     return int(((numbers != 0) & (numbers != powers.sum())).sum())
