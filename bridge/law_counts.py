@@ -104,8 +104,7 @@ class Count:
 
     @property
     def _at_once(self) -> int:
-        sizes = [int(torch.Size(d["shape"]).numel()) for _, d in self.sampling.graph.nodes(data=True)]
-        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.coordinates + self.sampling.summed * sum(sizes))))))
+        return max(4, min(512, int(NUMBERS_AT_ONCE / (16 * (self.coordinates + self.sampling.summed * self.sampling.nodes_numbers)))))
 
     def _checked(self, level: int, first: int, count: int) -> tuple[Tensor, int]:
         rows, after = self.draw(level, first, count)

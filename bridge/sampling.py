@@ -92,6 +92,11 @@ class Sampling:
         """Inputs that one sample sums over."""
         return SUMMED if self.pieces or self.masks else 1
 
+    @cached_property
+    def nodes_numbers(self) -> int:
+        """Entries of all nodes' values, for one input."""
+        return sum(prod(d["shape"]) for _, d in self.graph.nodes(data=True))
+
     def scalar(self, theta: Params, sample: dict[str, Any]) -> Tensor:
         """⟨w, F(θ; x)⟩, summed over a sample's inputs."""
         return vmap(self._one_scalar, in_dims=(None, 0))(theta, sample).sum()

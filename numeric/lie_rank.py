@@ -17,6 +17,8 @@ from noetherflow.errors import ModelError
 from noetherflow.numeric.functional_rank import null_space, numerical_rank
 
 MAX_LEVEL: Final = 7
+SHARE: Final = 4
+"""The rank is measured again when a quarter more rows are there: each time costs a decomposition of them all."""
 
 Draw = Callable[[int, int, int], tuple[Tensor, int]]
 """(level, first sample, rows) -> the rows, and the sample to go on with."""
@@ -101,7 +103,7 @@ def grow(draw: Draw, space: Space, target: int, *, spare: int, at_once: int) -> 
     spare : int
         Rows drawn beyond what the target needs.
     at_once : int
-        Most rows at a time.
+        Most rows that are drawn at a time.
 
     Examples
     --------
@@ -113,8 +115,8 @@ def grow(draw: Draw, space: Space, target: int, *, spare: int, at_once: int) -> 
     for level in range(MAX_LEVEL + 1):
         first, before = 0, space.rank
         while True:
-            rows = min(at_once, target - space.rank + spare)
-            drawn, after = draw(level, first, rows)
+            rows = min(max(at_once, space.rank // SHARE), target - space.rank + spare)
+            drawn, after = _drawn(draw, level, first, rows, at_once)
             if not torch.isfinite(drawn).all():
                 raise ModelError("Brackets of gradient fields are not finite at a random point.", level=level)
             gained = space.add(drawn) if bool((drawn != 0).any()) else 0
@@ -129,3 +131,12 @@ def grow(draw: Draw, space: Space, target: int, *, spare: int, at_once: int) -> 
             found.closed = True
             return found
     return found
+
+
+def _drawn(draw: Draw, level: int, first: int, rows: int, at_once: int) -> tuple[Tensor, int]:
+    """Rows in pieces of no more than `at_once`."""
+    pieces = []
+    for start in range(0, rows, at_once):
+        piece, first = draw(level, first, min(at_once, rows - start))
+        pieces.append(piece)
+    return torch.cat(pieces), first
