@@ -15,18 +15,23 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     # The same table once more, for type checkers and editors, which never run `__getattr__`.
     from noetherflow.bridge.align import align
+    from noetherflow.bridge.breaking import watch_breaking
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.completeness import completeness
     from noetherflow.bridge.currents import currents
     from noetherflow.bridge.distance import distance
+    from noetherflow.bridge.escape import escape
+    from noetherflow.bridge.fixed_subspace import fixed_subspace
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.optimizers import rule_of
+    from noetherflow.bridge.order_parameters import order_parameters
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.rechecking import check_certificate
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.transverse import transverse_hessian
     from noetherflow.bridge.twins import twin
     from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
+    from noetherflow.symbolic.equivariance import equivariance
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
@@ -56,10 +62,14 @@ __all__ = [
     "discrete_symmetries",
     "distance",
     "ensembles",
+    "equivariance",
+    "escape",
+    "fixed_subspace",
     "fold_gains",
     "local_laws",
     "metrics",
     "models",
+    "order_parameters",
     "polynomial_laws",
     "rebalance",
     "rule_of",
@@ -68,11 +78,13 @@ __all__ = [
     "symmetries",
     "teleport",
     "trace",
+    "transverse_hessian",
     "twin",
     "unexplained",
     "verify",
     "verify_drift",
     "watch",
+    "watch_breaking",
 ]
 
 # Public name -> (module, attribute); an empty attribute means the module itself.
@@ -90,10 +102,14 @@ _FRONT_DOOR: Final = MappingProxyType(
         "discrete_symmetries": ("noetherflow.symbolic.discrete", "discrete_symmetries"),
         "distance": ("noetherflow.bridge.distance", "distance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
+        "equivariance": ("noetherflow.symbolic.equivariance", "equivariance"),
+        "escape": ("noetherflow.bridge.escape", "escape"),
+        "fixed_subspace": ("noetherflow.bridge.fixed_subspace", "fixed_subspace"),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "local_laws": ("noetherflow.bridge.local_laws", "local_laws"),
         "metrics": ("noetherflow.symbolic.metrics", ""),
         "models": ("noetherflow.numeric.models", ""),
+        "order_parameters": ("noetherflow.bridge.order_parameters", "order_parameters"),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
@@ -102,11 +118,13 @@ _FRONT_DOOR: Final = MappingProxyType(
         "symmetries": ("noetherflow.symbolic.gauge", "symmetries"),
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
+        "transverse_hessian": ("noetherflow.bridge.transverse", "transverse_hessian"),
         "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),
         "watch": ("noetherflow.bridge.watch", "watch"),
+        "watch_breaking": ("noetherflow.bridge.breaking", "watch_breaking"),
     }
 )
 
