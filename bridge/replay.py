@@ -90,12 +90,13 @@ def replay(
     ((4, 5), (4, 5), ('0.bias', 'linear'))
     """
     given, options = inputs if target is None else (*inputs, target), dict(kwargs or {})
-    exported = _exported(_WithLoss(model, _function(loss), with_target=target is not None), given, options)
+    exported = _exported(_WithLoss(model, loss_function(loss), with_target=target is not None), given, options)
     with torch.enable_grad():
         return _Run(exported, model, frozenset(values), frozenset(pulled)).both(pytree.tree_leaves((given, options)))
 
 
-def _function(loss: Loss) -> Callable[..., Tensor]:
+def loss_function(loss: Loss) -> Callable[..., Tensor]:
+    """A loss by its name, or as it was given; RunError for none or an unknown name."""
     if loss is None:
         raise RunError(f"A gradient needs a loss: one of {sorted(LOSS_NAMES)}, or a callable loss(output, target).")
     if not isinstance(loss, str):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from noetherflow.bridge.augmentation_momenta import augmentation_momenta
     from noetherflow.bridge.augmented_laws import augmented_laws
     from noetherflow.bridge.between_steps import between_steps
+    from noetherflow.bridge.breaking import watch_breaking
     from noetherflow.bridge.canonical import canonical
     from noetherflow.bridge.collapse import transverse_growth
     from noetherflow.bridge.completeness import completeness
@@ -29,16 +30,20 @@ if TYPE_CHECKING:
     from noetherflow.bridge.distance import distance
     from noetherflow.bridge.dropout_penalty import dropout_penalty
     from noetherflow.bridge.energy_balance import energy_balance
+    from noetherflow.bridge.escape import escape
+    from noetherflow.bridge.fixed_subspace import fixed_subspace
     from noetherflow.bridge.fold_gains import fold_gains
     from noetherflow.bridge.local_laws import local_laws
     from noetherflow.bridge.mirrors import mirrors
     from noetherflow.bridge.optimizers import rule_of
     from noetherflow.bridge.orbit_profile import orbit_profile
+    from noetherflow.bridge.order_parameters import order_parameters
     from noetherflow.bridge.polynomial_laws import polynomial_laws
     from noetherflow.bridge.rebalance import rebalance
     from noetherflow.bridge.rechecking import check_certificate
     from noetherflow.bridge.teleport import teleport
     from noetherflow.bridge.trace import trace
+    from noetherflow.bridge.transverse import transverse_hessian
     from noetherflow.bridge.twins import twin
     from noetherflow.bridge.unexplained import unexplained
     from noetherflow.bridge.verify import verify
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from noetherflow.symbolic import metrics, rules
     from noetherflow.symbolic.broken import broken_symmetries
     from noetherflow.symbolic.discrete import discrete_symmetries
+    from noetherflow.symbolic.equivariance import equivariance
     from noetherflow.symbolic.gauge import symmetries
     from noetherflow.symbolic.graph import ArchitectureGraph
     from noetherflow.symbolic.laws import derive
@@ -82,6 +88,9 @@ __all__ = [
     "dropout_penalty",
     "energy_balance",
     "ensembles",
+    "equivariance",
+    "escape",
+    "fixed_subspace",
     "fold_gains",
     "input_groups",
     "line_curvature",
@@ -93,6 +102,7 @@ __all__ = [
     "neural_tangent_kernel",
     "norm_bounds",
     "orbit_profile",
+    "order_parameters",
     "polynomial_laws",
     "rebalance",
     "rule_of",
@@ -102,11 +112,13 @@ __all__ = [
     "teleport",
     "trace",
     "transverse_growth",
+    "transverse_hessian",
     "twin",
     "unexplained",
     "verify",
     "verify_drift",
     "watch",
+    "watch_breaking",
     "without_symmetries",
 ]
 
@@ -134,6 +146,9 @@ _FRONT_DOOR: Final = MappingProxyType(
         "dropout_penalty": ("noetherflow.bridge.dropout_penalty", "dropout_penalty"),
         "energy_balance": ("noetherflow.bridge.energy_balance", "energy_balance"),
         "ensembles": ("noetherflow.numeric.ensembles", ""),
+        "equivariance": ("noetherflow.symbolic.equivariance", "equivariance"),
+        "escape": ("noetherflow.bridge.escape", "escape"),
+        "fixed_subspace": ("noetherflow.bridge.fixed_subspace", "fixed_subspace"),
         "fold_gains": ("noetherflow.bridge.fold_gains", "fold_gains"),
         "input_groups": ("noetherflow.numeric.input_groups", ""),
         "line_curvature": ("noetherflow.numeric.line_curvature", "line_curvature"),
@@ -145,6 +160,7 @@ _FRONT_DOOR: Final = MappingProxyType(
         "neural_tangent_kernel": ("noetherflow.numeric.tangent_kernel", "neural_tangent_kernel"),
         "norm_bounds": ("noetherflow.symbolic.norm_bounds", "norm_bounds"),
         "orbit_profile": ("noetherflow.bridge.orbit_profile", "orbit_profile"),
+        "order_parameters": ("noetherflow.bridge.order_parameters", "order_parameters"),
         "polynomial_laws": ("noetherflow.bridge.polynomial_laws", "polynomial_laws"),
         "rebalance": ("noetherflow.bridge.rebalance", "rebalance"),
         "rule_of": ("noetherflow.bridge.optimizers", "rule_of"),
@@ -154,11 +170,13 @@ _FRONT_DOOR: Final = MappingProxyType(
         "teleport": ("noetherflow.bridge.teleport", "teleport"),
         "trace": ("noetherflow.bridge.trace", "trace"),
         "transverse_growth": ("noetherflow.bridge.collapse", "transverse_growth"),
+        "transverse_hessian": ("noetherflow.bridge.transverse", "transverse_hessian"),
         "twin": ("noetherflow.bridge.twins", "twin"),
         "unexplained": ("noetherflow.bridge.unexplained", "unexplained"),
         "verify": ("noetherflow.bridge.verify", "verify"),
         "verify_drift": ("noetherflow.bridge.verify_drift", "verify_drift"),
         "watch": ("noetherflow.bridge.watch", "watch"),
+        "watch_breaking": ("noetherflow.bridge.breaking", "watch_breaking"),
         "without_symmetries": ("noetherflow.bridge.asymmetric", "without_symmetries"),
     }
 )
