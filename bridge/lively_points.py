@@ -65,7 +65,7 @@ def _dead_slices(patterns: Tensor) -> int:
 def _varying(patterns: Tensor) -> int:
     """How many different columns, none of them constant, patterns of shape (inputs, ...) have: each is read as a binary number."""
     powers = 2 ** torch.arange(len(patterns))
-    numbers = (patterns.flatten(1).long() * powers[:, None]).sum(0).unique()
+    numbers = torch.unique((patterns.flatten(1).long() * powers[:, None]).sum(0))
     return int(((numbers != 0) & (numbers != powers.sum())).sum())
 
 
