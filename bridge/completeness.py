@@ -41,6 +41,7 @@ from noetherflow.bridge.twins import twin as twin_of
 from noetherflow.errors import ModelError
 from noetherflow.numeric.ball_functions import flint
 from noetherflow.numeric.balls import NotEnclosed
+from noetherflow.numeric.lie_rank import NotFinite
 from noetherflow.numeric.modular import PRIMES, ContractionTooLong, NotPolynomial
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.laws import Law, Laws, derive
@@ -195,13 +196,19 @@ def _of_graph(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: Cou
 
 
 def _twice(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: CountedFlow) -> list[Count]:
-    """At the first two points with a clear spectral gap, or at all if there are not two."""
-    found: list[Count] = []
+    """At the first two points with a clear spectral gap, or at all if there are not two; where a field has no value is no such point."""
+    found, nowhere = list[Count](), None
     for sampling in samplings:
-        found.append(counted(sampling, laws, dynamics))
+        try:
+            found.append(counted(sampling, laws, dynamics))
+        except NotFinite as err:
+            nowhere = err
+            continue
         clear = [count for count in found if count.gap >= GAP]
         if len(clear) == POINTS:
             return clear
+    if nowhere is not None and not found:
+        raise nowhere
     return found
 
 

@@ -69,6 +69,10 @@ class FloatSpace:
         return null_space(self.rows)[0].T
 
 
+class NotFinite(ModelError):
+    """A field has no value at a point: a normalisation without eps whose variance is zero there, say."""
+
+
 @dataclass(slots=True)
 class Growth:
     """How the rank grew.
@@ -118,7 +122,7 @@ def grow(draw: Draw, space: Space, target: int, *, spare: int, at_once: int) -> 
             rows = min(max(at_once, space.rank // SHARE), target - space.rank + spare)
             drawn, after = _drawn(draw, level, first, rows, at_once)
             if not torch.isfinite(drawn).all():
-                raise ModelError("Brackets of gradient fields are not finite at a random point.", level=level)
+                raise NotFinite("Brackets of gradient fields are not finite at a random point.", level=level)
             gained = space.add(drawn) if bool((drawn != 0).any()) else 0
             found.steps.append((level, first, rows, space.rank))
             found.rank, first = space.rank, after

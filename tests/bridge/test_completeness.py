@@ -18,11 +18,13 @@ from support.cases import CASES, Block, Case
 from torch import nn
 
 import noetherflow as nf
+from noetherflow.bridge import completeness as completeness_module
 from noetherflow.bridge.certificate import Certificate
 from noetherflow.bridge.evaluation import Unevaluable
 from noetherflow.bridge.law_verdict import Completeness
 from noetherflow.cli import main
 from noetherflow.errors import ModelError, ReportError
+from noetherflow.numeric.lie_rank import NotFinite
 from noetherflow.numeric.models import MLP
 from noetherflow.symbolic.graph import ArchitectureGraph
 
@@ -548,3 +550,24 @@ def test_what_cannot_be_counted_is_said() -> None:
 class Cumulated(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.cumprod(1)
+
+
+def test_a_point_where_a_field_has_no_value_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variance may be zero at one point, without eps; where it is zero at all of them, that is said."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.zeros(1, 3)
+    whole, visited = completeness_module.counted, list[str]()
+
+    def broken(sampling: Any, *rest: Any) -> Any:
+        visited.append(sampling.seed)
+        if len(visited) == 1 or not passing:
+            raise NotFinite("Brackets of gradient fields are not finite at a random point.")
+        return whole(sampling, *rest)
+
+    monkeypatch.setattr(completeness_module, "counted", broken)
+    passing = True
+    found = nf.completeness(model, x)
+    assert found.complete
+    assert len(visited) == 3
+    passing = False
+    with pytest.raises(ModelError, match="not finite"):
+        nf.completeness(model, x)
