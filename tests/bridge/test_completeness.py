@@ -558,6 +558,8 @@ def test_a_point_where_a_field_has_no_value_is_passed_over(monkeypatch: pytest.M
     whole, visited = completeness_module.counted, list[str]()
 
     def broken(sampling: Any, *rest: Any) -> Any:
+        if sampling.prime:
+            return whole(sampling, *rest)
         visited.append(sampling.seed)
         if len(visited) == 1 or not passing:
             raise NotFinite("Brackets of gradient fields are not finite at a random point.")
