@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import sympy as sp
 import torch
@@ -22,6 +23,8 @@ from noetherflow.symbolic.momenta import MomentumLaw
 from noetherflow.symbolic.pairings import Inner
 from noetherflow.symbolic.rules import Form
 
+AnyLaw = TypeVar("AnyLaw", Law, MomentumLaw)
+AnyBalance = TypeVar("AnyBalance")
 CHARGE_PART, MOMENTUM_PART = "charge", "momentum"
 
 
@@ -32,19 +35,19 @@ def entries(law: Law | MomentumLaw) -> int:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Laws with one balance law and one tuple of parameter groups.
+class Together(Generic[AnyLaw, AnyBalance]):
+    """Laws with one balance and one tuple of parameter groups, their charges side by side in a flat vector.
 
     Attributes
     ----------
-    laws : tuple of Law
-    balance : Balance
+    laws : tuple of Law, or of MomentumLaw
+    balance : Balance, or MomentumBalance
     groups : tuple of int
-        The optimizer's parameter groups, in the order of the balance law's.
+        The optimizer's parameter groups, in the order of the balance's.
     """
 
-    laws: tuple[Law, ...]
-    balance: Balance
+    laws: tuple[AnyLaw, ...]
+    balance: AnyBalance
     groups: tuple[int, ...]
 
     @cached_property
@@ -59,6 +62,10 @@ class Bundle:
     def size(self) -> int:
         """Length of the flat vector."""
         return self.starts[-1]
+
+
+class Bundle(Together[Law, Balance]):
+    """Laws that share one balance law."""
 
     @property
     def matrix(self) -> bool:

@@ -7,48 +7,21 @@ lies row by row, whole; what is kept are the entries above the diagonal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import sympy as sp
 import torch
 from torch import Tensor
 
-from noetherflow.bridge.bundles import entries
+from noetherflow.bridge.bundles import Together, entries
 from noetherflow.bridge.printing import Compiled, compile_expressions
 from noetherflow.symbolic.angular import ANGULAR, MomentumBalance, Wedge, own
 from noetherflow.symbolic.balance import EXPLICIT, in_group
 from noetherflow.symbolic.momenta import MomentumLaw
 
 
-@dataclass(frozen=True)
-class MomentumBundle:
-    """Laws with one balance and one tuple of parameter groups.
-
-    Attributes
-    ----------
-    laws : tuple of MomentumLaw
-    balance : MomentumBalance
-    groups : tuple of int
-        The optimizer's parameter groups, in the order of the law's.
-    """
-
-    laws: tuple[MomentumLaw, ...]
-    balance: MomentumBalance
-    groups: tuple[int, ...]
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """Where each law begins in the flat vector of whole matrices; one more entry for the end."""
-        out = [0]
-        for law in self.laws:
-            out.append(out[-1] + entries(law))
-        return tuple(out)
-
-    @property
-    def size(self) -> int:
-        """Length of that vector."""
-        return self.starts[-1]
+class MomentumBundle(Together[MomentumLaw, MomentumBalance]):
+    """Laws that share one balance; the flat vector is one of whole matrices."""
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, int], ...]:
