@@ -36,7 +36,7 @@ def lively_seeds(graph: ArchitectureGraph, seed: str, prime: int | None, count: 
     if not samplings[0].pieces:
         return [s.seed for s in samplings[:count]]
     points, (inputs, masks), one = _together([s.point for s in samplings]), samplings[0].given(f"{seed}/lively", INPUTS), samplings[0]
-    over_inputs = vmap(lambda point, x, mask: one.patterns(point, x, mask)[0], in_dims=(None, 0, 0))
+    over_inputs = vmap(lambda point, x, mask: one.patterns(point, x, mask), in_dims=(None, 0, 0))
     patterns: Params = vmap(over_inputs, in_dims=(0, None, None))(points, inputs, masks)
     scores = [sum(_varying(found[k]) for found in patterns.values()) for k in range(POINTS)]
     return [samplings[k].seed for k in sorted(range(POINTS), key=lambda k: -scores[k])[:count]]
