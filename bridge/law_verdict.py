@@ -137,7 +137,8 @@ def verdict(
     data = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
-        "claim": f"{best.found} independent conservation laws are {'given' if given else 'derived'}; at most {best.possible} exist that hold for every data set."
+        "claim": f"{best.found} independent conservation laws are {'given' if given else 'derived'}; "
+        f"at most {best.possible} exist that hold for every data set."
         + (" This is claimed of the twin in 'graph', not of the original." if twin else ""),
         "mode": mode,
         "assumption": assumption,

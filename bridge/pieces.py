@@ -21,7 +21,7 @@ Attributes = Mapping[str, Any]
 Shape = tuple[int, ...]
 # Nearer to a border than this, relative to its scale, nothing is taken, whatever the bound on roundings says.
 CLEAR: Final = 1e-9
-# Of N u M (`noetherflow.numeric.majorants`): twice that for gamma_N, twice for the two numbers of a difference, twice for rounding of M itself.
+# Of N u M (`noetherflow.numeric.majorants`): twice for gamma_N, twice for the two numbers of a difference, twice for the rounding of M.
 ROUNDED: Final = 8 * 2.0**-53
 
 

@@ -20,7 +20,17 @@ from noetherflow.symbolic.graph import ArchitectureGraph
 
 LOOSE: Final = ("gap", "contraction")
 # What a graph or a proof that nothing of noetherflow has written makes of the code that reads it.
-BROKEN: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, SystemError, TypeError, ValueError)
+BROKEN: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
 
 
 def check_certificate(certificate: Certificate) -> Completeness:

@@ -80,7 +80,7 @@ class Ball:
 
     @classmethod
     def constant(cls, x: Tensor) -> Ball:
-        """Numbers that stand for constants: multiples of 2^-20 below 2^33 for themselves, others for any number within 2^-50 of them, relatively.
+        """Numbers that stand for constants: multiples of 2^-20 below 2^33 for themselves, others for any number within 2^-50, relatively.
 
         So a result holds for 0.1 as a decimal and as float64 has it, and for 2/√π in a derivative's formula.
         """
@@ -118,7 +118,9 @@ class Ball:
         b = _ball(other, self)
         least = (b.middle.abs() - b.radius) * (1 - 4 * UNIT)
         if not bool((least > LEAST).all()):
-            raise NotEnclosed("A division by a ball that holds zero, or nearly. The point is too near to a pole, or the balls are too wide.")
+            raise NotEnclosed(
+                "A division by a ball that holds zero, or nearly. The point is too near to a pole, or the balls are too wide."
+            )
         m = self.middle / b.middle
         return Ball(m, _up((self.radius + (m.abs() * (1 + 4 * UNIT) + TINY) * b.radius) / least + UNIT * m.abs(), 8))
 

@@ -9,7 +9,6 @@ Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1 (own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any, Final
 
 import torch

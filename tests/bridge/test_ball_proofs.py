@@ -173,6 +173,20 @@ def test_a_law_that_does_not_hold_is_refuted_in_balls_too() -> None:
         prove(count)
 
 
+def test_laws_given_by_hand_are_an_assumption() -> None:
+    """An eps of 1e-14 breaks the scale law by less than any ball is wide: 5 of 5 laws were said to be proved, where 4 hold."""
+
+    def graph(eps: float) -> ArchitectureGraph:
+        return nf.trace(nn.Sequential(nn.Linear(3, 4, bias=False), nn.RMSNorm(4, eps=eps), nn.Linear(4, 3)), torch.zeros(2, 3))
+
+    wrong = nf.completeness(graph(1e-14), laws=list(nf.derive(graph(0.0))), balls=True)
+    right = nf.completeness(graph(1e-14), balls=True)
+    assert (wrong.laws_found, right.laws_found) == (5, 4)
+    assert "the laws given by hand are laws" in wrong.assumption
+    assert "assumed: the laws given by hand" in str(wrong)
+    assert right.assumption == ""
+
+
 def test_what_balls_cannot_do_is_said() -> None:
     small = dataclasses.replace(TABLE["routed_top_1"], batch=4)
     torch.manual_seed(0)
@@ -244,6 +258,11 @@ def test_a_certificate_in_balls_that_was_changed_is_refused(proved: Completeness
         "39 fields and 3 charges": {"fields": {**fields, "rows": rows[1:], "columns": columns[1:]}},
         "balls": {"point": {**balls["point"], next(iter(balls["point"])): ["0x1p+0"]}},
         "not whole": {"fields": {}},
+        "numbered from 0, got '-1'": {"charges": {**balls["charges"], "rows": [-1, *balls["charges"]["rows"][1:]]}},
+        "numbered from 0, got '1.5'": {"fields": {**fields, "columns": [1.5, *columns[1:]]}},
+        "numbered from 0, got '1000": {"fields": {**fields, "columns": [10**400, *columns[1:]]}},
+        "has drawn": {"fields": {**fields, "rows": [[0, 10**8], *rows[1:]]}},
+        "differ": {"fields": {**fields, "contraction": "nan"}},
     }
     for message, changes in cases.items():
         with pytest.raises(ReportError, match=message):

@@ -315,3 +315,63 @@ def test_what_cannot_be_counted_is_said() -> None:
 class Cumulated(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.cumprod(1)
+
+
+# --- theorems that were none
+
+
+class Cancelled(nn.Module):
+    """z = (F h + h) − F h − h − c²/1024 is never positive; in float64, with a large F, it is anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.b = (nn.Linear(m, n, bias=False) for m, n in ((3, 4), (3, 4), (4, 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, c = self.a(x), self.c(x)
+        large = h * 2.0**50
+        return self.b(torch.relu(((large + h) - large) - h - c * c * 2.0**-10))
+
+
+def test_pieces_that_only_rounding_opens_are_not_taken() -> None:
+    """The network is zero for every input, so that all 32 parameters are conserved; 16 were said to be all, and that this was proved."""
+    found = nf.completeness(nf.trace(Cancelled(), torch.zeros(2, 3)))
+    assert "every pattern of ReLUs" in found.assumption
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x) * (10**12 + 7))
+
+
+def test_a_large_whole_factor_refutes_no_law() -> None:
+    found = nf.completeness(nf.trace(Scaled(), torch.zeros(1, 2)))
+    assert (found.laws_found, found.laws_possible, found.refuted, found.complete) == (6, 6, (), True)
+
+
+def test_certificates_of_other_arithmetic_are_refused() -> None:
+    certificate = nf.completeness(mlp(2, 3, 2)).certificate
+    (point,) = certificate.data["points"]
+    cases: dict[str, dict[str, object]] = {
+        "modulo 2147483647": {"points": [{**point, "prime": 2**31 - 1}]},  # products would not be exact
+        "modulo 6": {"points": [{**point, "prime": 6}]},
+        "modulo True": {"points": [{**point, "prime": True}]},
+        "'Free' pieces": {"points": [{**point, "gates": "Free"}]},
+        "2 points, 1 of them different": {"points": [point, point]},
+        "0 points": {"points": []},
+        "theorem": {"theorem": "there are no other laws"},
+        "'parameters'": {"parameters": float(certificate.data["parameters"])},
+        "not whole": {"graph": certificate.data["graph"].replace('"dtype": "float32"', '"dtype": 1.5')},
+        "without balls": {"balls": {"fields": {}, "charges": {}}},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(ReportError, match=message):
+            nf.check_certificate(Certificate({**certificate.data, **changes}))
+    text = certificate.text()
+    for broken in (text.replace('"format": 1', '"laws_possible": 2, "format": 1'), '{"format": ' + "1" * 5000 + "}", "[" * 100_000):
+        with pytest.raises(ReportError, match="not a certificate"):
+            Certificate.read(broken)
