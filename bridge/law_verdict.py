@@ -131,7 +131,8 @@ def verdict(
     mode: Mode = "proved" if best.sampling.prime or proof else "numerical"
     free = best.sampling.prime is not None and best.sampling.gates == "free" and bool(best.sampling.pieces)
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
-    by_hand = "the laws given by hand are laws (no field moves them at this point, as far as rounding shows)" if given and proof else ""
+    shown = "no field moves them at this point" + (", as far as balls show" if proof else "")
+    by_hand = f"the laws given by hand are laws ({shown})" if given and mode == "proved" else ""
     assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting, by_hand)))
     names = tuple(best.laws[i].name for i in refuted)
     data = {

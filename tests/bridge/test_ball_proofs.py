@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flint
@@ -25,7 +22,6 @@ from noetherflow.bridge.counted_flows import Gradient
 from noetherflow.bridge.law_counts import Count
 from noetherflow.bridge.law_verdict import Completeness
 from noetherflow.bridge.sampling import Sampling
-from noetherflow.cli import main
 from noetherflow.errors import ModelError, ReportError
 from noetherflow.numeric import ball_functions, ball_rules
 from noetherflow.numeric.ball_traces import enclosure
@@ -210,25 +206,6 @@ def test_without_flint_balls_say_what_is_missing(monkeypatch: pytest.MonkeyPatch
 
 
 # --- certificates
-
-MODULE = """
-import torch
-from torch import nn
-
-def net():
-    return nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3, eps=0.1), nn.Linear(3, 2)), torch.zeros(1, 2)
-"""
-
-
-def test_a_certificate_in_balls_is_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
-    file, certificate = tmp_path / "mine.py", tmp_path / "certificate.json"
-    file.write_text(MODULE)
-    assert main(["completeness", f"{file}:net", "--balls", "--certificate", str(certificate)]) == 0
-    file.unlink()
-    command = [sys.executable, "-m", "noetherflow", "completeness", "--check", str(certificate)]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "complete (proved in ball arithmetic" in again.stdout
 
 
 @pytest.fixture(scope="module")

@@ -248,20 +248,26 @@ from torch import nn
 
 def net():
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2)
+
+def normed():
+    return nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3, eps=0.1), nn.Linear(3, 2)), torch.zeros(1, 2)
 """
 
 
-def test_a_certificate_is_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
+def test_certificates_are_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
+    """One modulo a prime, and one in balls."""
     file = tmp_path / "mine.py"
     file.write_text(MODULE)
-    certificate = tmp_path / "deep" / "certificate.json"
-    assert main(["completeness", f"{file}:net", "--certificate", str(certificate)]) == 0
+    polynomial, smooth = tmp_path / "deep" / "certificate.json", tmp_path / "balls.json"
+    assert main(["completeness", f"{file}:net", "--certificate", str(polynomial)]) == 0
+    assert main(["completeness", f"{file}:normed", "--balls", "--certificate", str(smooth)]) == 0
     file.unlink()
-    again = subprocess.run(
-        [sys.executable, "-m", "noetherflow", "completeness", "--check", str(certificate)], capture_output=True, text=True, check=False
-    )
+    check = "import sys; from noetherflow.cli import main; print([main(['completeness', '--check', file]) for file in sys.argv[1:]])"
+    again = subprocess.run([sys.executable, "-c", check, str(polynomial), str(smooth)], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "3 of 3 laws: complete (proved)" in again.stdout
+    assert "3 of 3 laws: complete (proved in ball arithmetic" in again.stdout
+    assert again.stdout.endswith("[0, 0]\n")
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
