@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from noetherflow.numeric.modular import CONTRACTIONS, MOVES, NotPolynomial
 
 aten: Final = torch.ops.aten
-AS_SUMS: Final = {"sub": aten.add, "sub_": aten.add_, "rsub": aten.add}
-SUMS: Final = frozenset({"add", "add_", "scatter_add", "scatter_add_", "index_add", "index_add_", "index_put", *AS_SUMS})
-NUMBERS: Final = frozenset({"add", "add_", *AS_SUMS})  # of which an argument may be a number
+AS_SUMS: Final[dict[str, Any]] = {"sub": aten.add, "rsub": aten.add}
+SUMS: Final = frozenset({"add", "scatter_add", "index_add", "index_put", *AS_SUMS})
+NUMBERS: Final = frozenset({"add", *AS_SUMS})  # of which an argument may be a number
 
 
 class Majorant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class has no annotations
@@ -53,31 +53,36 @@ class Majorant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """One operation, and the roundings in what it gives."""
         name, options = func.__name__.split(".")[0], dict(kwargs or {})
+        if func._schema.is_mutable and args[0].is_floating_point():  # would change what others have read
+            raise NotPolynomial(f"'{name}' writes into a tensor, which has no majorant.", operation=name)
         args = [self._sized(a) for a in args]
         if name in MOVES or name == "lift_fresh":
-            return self._noted(self._sized(func(*args, **options)), max(map(self._in, args), default=0))
+            out = func(*args, **options)
+            made = name == "lift_fresh" or "full" in name or name == "scalar_tensor"
+            return self._noted(self._sized(out) if made else out, max(map(self._in, args), default=0))
         return self._noted(*self._computed(name, func, args, {k: self._sized(v) for k, v in options.items()}))
 
     def _computed(self, name: str, func: Any, args: list[Any], options: dict[str, Any]) -> tuple[Any, int]:
         before = [self._in(a) for a in args]
-        if name in ("neg", "neg_"):
+        if name == "neg":
             return args[0], before[0]
         if name in SUMS:
-            numbers = [abs(a) if isinstance(a, int) else a for a in args] if name in NUMBERS else args
+            numbers = [_positive(a) for a in args] if name in NUMBERS else args
             return AS_SUMS.get(name, func)(*numbers, **{k: abs(v) for k, v in options.items()}), max(before) + 2  # one for alpha
-        if name in ("mul", "mul_") or (name in ("div", "div_") and _is_number(args[1])):
-            return func(args[0], abs(args[1])), sum(before) + 1
+        if name == "mul" or (name == "div" and _is_number(args[1]) and not options):
+            return func(*map(_positive, args)), sum(before) + 1
         if name in ("sum", "mean"):
             out = func(*args, **options)
             return out, before[0] + args[0].numel() // max(out.numel(), 1)
-        if name == "pow" and isinstance(args[1], int | float) and args[1] == int(args[1]) and args[1] >= 0:
+        if name == "pow" and _is_natural(args[1]):
             return func(*args, **options), int(args[1]) * (before[0] + 1)
         if name in CONTRACTIONS:
             left = args[1] if name in ("addmm", "baddbmm", "addmv") else args[0]
             return func(*args, **options), sum(before) + left.shape[-1] + 1
-        out = func(*args, **options)
-        if isinstance(out, Tensor) and not out.is_floating_point():
-            return out, 0  # indices and masks are what they are
+        if not any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *options.values())):
+            out = func(*args, **options)
+            if isinstance(out, Tensor) and not out.is_floating_point():
+                return out, 0  # indices and masks are what they are
         raise NotPolynomial(f"'{name}' is no polynomial operation, so it has no majorant.", operation=name)
 
     def _in(self, a: Any) -> int:
@@ -96,6 +101,15 @@ class Majorant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
             self._of[id(x)] = (x, roundings)
         self.roundings = max(self.roundings, roundings)
         return out
+
+
+def _positive(a: Any) -> Any:
+    """Integers, too."""
+    return a if isinstance(a, bool) or (isinstance(a, Tensor) and a.dtype == torch.bool) else abs(a)
+
+
+def _is_natural(a: Any) -> bool:
+    return isinstance(a, int | float) and a == int(a) and a >= 0
 
 
 def _is_number(a: Any) -> bool:

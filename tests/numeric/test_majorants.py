@@ -85,3 +85,15 @@ def test_matrices_count_the_length_of_their_sums() -> None:
     assert sizes.roundings >= 30
     with pytest.raises(NotPolynomial, match="'tanh'"), Majorant():
         a.tanh()
+    with pytest.raises(NotPolynomial, match="writes into a tensor"), Majorant():
+        a.clone().sub_(a)
+    with pytest.raises(NotPolynomial, match="'lt'"), Majorant():  # would compare sizes
+        _ = a < 0
+
+
+def test_numbers_of_every_kind_are_taken_absolutely() -> None:
+    x, whole = torch.tensor([-2.0, 3.0], dtype=torch.float64), torch.tensor([-1, 4])
+    negative = x < 0
+    with Majorant():
+        found = [x * whole, x - whole, x * negative, x + torch.full((2,), -5), x - torch.tensor(-1.5, dtype=torch.float64), x[:1] - x[1:]]
+    assert [y.tolist() for y in found] == [[2, 12], [3, 7], [2, 0], [7, 8], [3.5, 4.5], [5]]
