@@ -3,7 +3,7 @@
 Every operation is carried out on absolute values, differences as sums. If M comes out where the polynomial has v, and N roundings at most
 have gone into a number, float64 is within γ_N M of v, γ_N = N u / (1 − N u) <= 2 N u. A product has the roundings of both factors.
 
-Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1 (own, elementary).
+Source: own; elementary.
 """
 
 from __future__ import annotations
