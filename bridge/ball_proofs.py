@@ -34,6 +34,7 @@ from noetherflow.numeric.balls import BITS, Ball, NotEnclosed, product
 
 LEVELS: Final = 2
 LARGEST: Final = 300
+MANY: Final = 10**9
 ARITHMETIC: Final = (
     "IEEE 754 double precision rounded to nearest, radii with the rounding of midpoints and their own; elementary functions by Arb. A row "
     "of the minor of fields is [level, number] of the brackets that the recipe draws, in the given columns of the coordinates in 'order'; "
@@ -108,6 +109,8 @@ def prove(count: Count, stated: Mapping[str, Any] | None = None) -> BallProof:
     rank, levels = count.growth.rank, [step[0] for step in _gaining(count)]
     if isinstance(count.sampling, LiveSampling):
         raise NotEnclosed("its graph does not hold all that it computes with")
+    if count.sampling.prime:
+        raise NotEnclosed(f"it is counted modulo {count.sampling.prime}, and so proved, without balls")
     if max(levels, default=0) > LEVELS or rank > LARGEST:
         raise NotEnclosed(
             f"rank {rank} with brackets of level {max(levels)} costs too much; up to {LARGEST} and level {LEVELS} are evaluated"
@@ -121,6 +124,7 @@ def prove(count: Count, stated: Mapping[str, Any] | None = None) -> BallProof:
         raise NotEnclosed(
             f"minors of {rank} fields and {count.found} charges are needed, got {len(fields.rows)} and {len(independent.rows)}"
         )
+    _check_drawn(count, fields.rows)
     rows = _enclosed(count, fields.rows)
     _check_conserved(rows, charges)
     return BallProof(_regular(fields, rows), _regular(independent, _picked(charges, list(independent.rows))))
@@ -153,8 +157,22 @@ def _chosen_charges(charges: Ball, rank: int) -> Minor:
 
 
 def _read(stated: Mapping[str, Any]) -> Minor:
-    rows = tuple(tuple(map(int, row)) if isinstance(row, list) else int(row) for row in stated["rows"])
-    return Minor(rows, tuple(int(c) for c in stated["columns"]))
+    rows = tuple(tuple(map(_whole, row)) if isinstance(row, list) else _whole(row) for row in stated["rows"])
+    return Minor(rows, tuple(map(_whole, stated["columns"])))
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < MANY:
+        raise ValueError(f"rows and columns are numbered from 0, got {str(number)[:40]!r}")
+    return number
+
+
+def _check_drawn(count: Count, places: Sequence[Any]) -> None:
+    drawn: dict[int, int] = {}
+    for level, first, rows, _ in count.growth.steps:
+        drawn[level] = max(drawn.get(level, 0), first + rows)
+    if not all(isinstance(place, tuple) and len(place) == 2 and place[1] < drawn.get(place[0], 0) for place in places):
+        raise NotEnclosed("a row of the minor of fields is [level, number] of a bracket that the count has drawn")
 
 
 def _enclosed(count: Count, places: Sequence[tuple[int, int]]) -> Ball:

@@ -68,9 +68,9 @@ class Certificate:
             If this is no certificate, one of another format, or it was changed since it was written.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_once)
             digest = data.pop(DIGEST)
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as err:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
             raise ReportError(f"This is not a certificate of completeness: {err!r}. Write one with certificate.save.") from err
         found = cls(data)
         if data.get("format") != FORMAT:
@@ -91,3 +91,11 @@ class Certificate:
         except (OSError, UnicodeDecodeError) as err:
             raise ReportError(f"'{path}' cannot be read: {err}. Name a file that certificate.save wrote.", path=str(path)) from err
         return cls.read(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON keeps the last of equal keys; a reader may see the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key stands twice among {sorted(found)[:8]}")
+    return found

@@ -135,13 +135,16 @@ def verdict(
     mode: Mode = "proved" if best.sampling.prime or proof else "numerical"
     free = best.sampling.prime is not None and best.sampling.gates == "free" and bool(best.sampling.pieces)
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
-    assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting)))
+    shown = "no field moves them at this point" + (", as far as balls show" if proof else "")
+    by_hand = f"the laws given by hand are laws ({shown})" if given and mode == "proved" else ""
+    assumption = "; ".join(filter(None, (twin.assumption if twin else "", path_lifting, by_hand)))
     names = tuple(best.laws[i].name for i in refuted)
     missing = missing_directions(best) if not complete else ()
     data = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("noetherflow", "torch")},
-        "claim": f"{best.found} independent conservation laws are derived; at most {best.possible} exist that hold for every data set."
+        "claim": f"{best.found} independent conservation laws are {'given' if given else 'derived'}; "
+        f"at most {best.possible} exist that hold for every data set."
         + (" This is claimed of the twin in 'graph', not of the original." if twin else ""),
         "mode": mode,
         "assumption": assumption,

@@ -41,7 +41,7 @@ def lively_seeds(graph: ArchitectureGraph, seed: str, prime: int | None, count: 
     if not samplings[0].pieces:
         return [s.seed for s in samplings[:count]]
     points, (inputs, masks), one = _together([s.point for s in samplings]), samplings[0].given(f"{seed}/lively", INPUTS), samplings[0]
-    over_inputs = vmap(lambda point, x, mask: one.patterns(point, x, mask)[0], in_dims=(None, 0, 0))
+    over_inputs = vmap(lambda point, x, mask: one.patterns(point, x, mask), in_dims=(None, 0, 0))
     together = max(1, min(POINTS, int(NUMBERS_AT_ONCE / (INPUTS * samplings[0].nodes_numbers))))
     patterns: Params = vmap(over_inputs, in_dims=(0, None, None), chunk_size=together)(points, inputs, masks)
     scores = [_liveliness([found[k] for found in patterns.values()]) for k in range(POINTS)]

@@ -19,8 +19,10 @@ from noetherflow.bridge.windows import pool_windows
 Values = Mapping[str, Tensor]
 Attributes = Mapping[str, Any]
 Shape = tuple[int, ...]
-# float64 evaluates what decides a pattern to about 1e-13 of its scale.
+# Nearer to a border than this, relative to its scale, nothing is taken, whatever the bound on roundings says.
 CLEAR: Final = 1e-9
+# Of N u M (`noetherflow.numeric.majorants`): twice for gamma_N, twice for the two numbers of a difference, twice for the rounding of M.
+ROUNDED: Final = 8 * 2.0**-53
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,18 @@ class Piece:
     value: Callable[[Values, Attributes, Shape, Tensor], Tensor]
     margin: Callable[[Values, Attributes, Shape], Tensor]
 
-    def clear(self, v: Values, a: Attributes, shape: Shape) -> Tensor:
-        """Whether every entry is further from a boundary than rounding could carry it, as a tensor without axes."""
-        scale = torch.stack([x.abs().amax() for x in v.values()]).amax()
-        return (self.margin(v, a, shape) > CLEAR * scale).all()
+    def clear(self, v: Values, a: Attributes, shape: Shape, *, sizes: Values, roundings: int) -> Tensor:
+        """Whether every entry is further from a boundary than rounding could carry it, as a tensor without axes.
+
+        Parameters
+        ----------
+        v, a, shape
+            As for all callables here.
+        sizes, roundings
+            The slots' majorants, and how many roundings have gone into a number (`noetherflow.numeric.majorants`).
+        """
+        scale, most = (torch.stack([x.abs().amax() for x in slots.values()]).amax() for slots in (v, sizes))
+        return (self.margin(v, a, shape) > torch.maximum(CLEAR * scale, ROUNDED * (roundings + 2) * most)).all()
 
 
 def _one_sided(value: Callable[[Values, Attributes, Shape, Tensor], Tensor]) -> Piece:

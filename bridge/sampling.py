@@ -22,10 +22,11 @@ from torch.func import vmap
 
 from noetherflow.bridge.constant_values import tensor_of
 from noetherflow.bridge.evaluation import LOSSES, Unevaluable, evaluate, slots_of
-from noetherflow.bridge.pieces import PIECES
+from noetherflow.bridge.pieces import PIECES, Piece
 from noetherflow.errors import GraphError
 from noetherflow.numeric import hashed, modular
 from noetherflow.numeric.brackets import Params
+from noetherflow.numeric.majorants import Majorant
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 Gates = Literal["realised", "free"]
@@ -153,8 +154,9 @@ class Sampling:
             if found:
                 return self._in_arithmetic(drawn), number
             held = (drawn["inputs"], drawn["patterns"])
-            patterns, clear = vmap(vmap(self.patterns, in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(self.point, *held)
+            patterns = vmap(vmap(self.patterns, in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(self.point, *held)
             whole = drawn | {"patterns": drawn["patterns"] | patterns}
+            clear = vmap(vmap(self.clear, in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(self.point, held[0], whole["patterns"])
             kept += [_picked(whole, i) for i in range(wanted) if bool(clear[i].all())]
         return self._in_arithmetic(_stacked(kept)), number
 
@@ -164,18 +166,34 @@ class Sampling:
     def _residues(self, x: Tensor) -> Tensor:
         return modular.residues(x, self.prime) if self.prime and x.is_floating_point() else x
 
-    def patterns(self, point: Params, inputs: Params, masks: Params) -> tuple[Params, Tensor]:
-        """Which pieces hold at a point, and whether all are clear: in float64, on the true values of the constants."""
-        parameters = point | self.fixed
-        values = evaluate(self.graph, parameters, inputs, masks)
-        found, clear = {}, []
-        for node in self.pieces:
-            data, slots = self.graph.nodes[node], slots_of(self.graph, node, values, parameters)
-            above = {self.graph.nodes[n]["operation"] for n in self.graph.inputs_of(node).values()}
-            piece, details = PIECES[data["operation"]], (data["attributes"] | {"from_relu": above == {"relu"}}, data["shape"])
+    def patterns(self, point: Params, inputs: Params, masks: Params) -> Params:
+        """Which pieces hold at a point: in float64, on the true values of the constants."""
+        found = {}
+        for node, slots in self._slots(point | self.fixed, inputs, masks).items():
+            piece, details = self._piece(node)
             found[node] = piece.pattern(slots, *details)
-            clear.append(piece.clear(slots, *details))
-        return found, torch.stack(clear).all()
+        return found
+
+    def clear(self, point: Params, inputs: Params, patterns: Params) -> Tensor:
+        """Whether all these pieces hold in exact arithmetic, too: no roundings, however much cancels, carry a number over a border."""
+        parameters = point | self.fixed
+        found, clear = self._slots(parameters, inputs, patterns), []
+        with Majorant() as majorant:
+            sizes = self._slots(parameters, inputs, patterns)
+        for node, slots in found.items():
+            piece, details = self._piece(node)
+            clear.append(piece.clear(slots, *details, sizes=sizes[node], roundings=majorant.roundings))
+        return torch.stack(clear).all()
+
+    def _slots(self, parameters: Params, inputs: Params, patterns: Params) -> dict[str, Params]:
+        """What the nodes with pieces read."""
+        values = evaluate(self.graph, parameters, inputs, patterns)
+        return {node: slots_of(self.graph, node, values, parameters) for node in self.pieces}
+
+    def _piece(self, node: str) -> tuple[Piece, tuple[dict[str, Any], tuple[int, ...]]]:
+        data = self.graph.nodes[node]
+        above = {self.graph.nodes[n]["operation"] for n in self.graph.inputs_of(node).values()}
+        return PIECES[data["operation"]], (data["attributes"] | {"from_relu": above == {"relu"}}, data["shape"])
 
     def _drawn(self, label: str, first: int, count: int) -> dict[str, dict[str, Tensor]]:
         cotangents = {node: self._cotangent(f"{label}/w:{node}", node, axis, first, count) for node, axis in self.seen}

@@ -61,13 +61,13 @@ def enclosed(name: str, func: Any, args: Sequence[Any], options: Mapping[str, An
         func, args = torch.reshape, args[:2]
     if name in BY_MEMORY:  # of a tensor that the caller has seen to lie in order
         args = [_in_order(args[0]), *args[1:]]
-    if not _any_ball([*args, *options.values()]):
-        return _plain(name, func(*args, **options))
-    if name in (MOVES | BY_MEMORY | {"lift_fresh"}) - CONSTANTS - IN_PLACE:
-        return _moved(func, args, options)
-    if name not in RULES:
-        raise NotEnclosed(f"'{name}' has no rule in ball arithmetic. Add one to noetherflow.numeric.ball_rules.", operation=name)
     try:
+        if not _any_ball([*args, *options.values()]):
+            return _plain(name, func(*args, **options))
+        if name in (MOVES | BY_MEMORY | {"lift_fresh"}) - CONSTANTS - IN_PLACE:
+            return _moved(func, args, options)
+        if name not in RULES:
+            raise NotEnclosed(f"'{name}' has no rule in ball arithmetic. Add one to noetherflow.numeric.ball_rules.", operation=name)
         return RULES[name](*args, **options)
     except (TypeError, AttributeError, RuntimeError) as err:
         raise NotEnclosed(f"'{name}' has a rule in ball arithmetic, but not for what it was given: {err}", operation=name) from err
@@ -94,7 +94,10 @@ def _paired(middle: Any, radius: Any) -> Any:
 
 
 def _in_order(x: Any) -> Any:
-    return Ball(x.middle.contiguous(), x.radius.contiguous()) if isinstance(x, Ball) else x.contiguous()
+    def copy(part: Tensor) -> Tensor:  # from the start of a memory of its own
+        return part.clone(memory_format=torch.contiguous_format)
+
+    return Ball(copy(x.middle), copy(x.radius)) if isinstance(x, Ball) else copy(x)
 
 
 def _moved(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -183,7 +186,7 @@ def _filled(x: Ball, mask: Tensor, value: float) -> Ball:
 
 def _softmax(x: Ball, axis: int, half: bool = False) -> Ball:
     """e^(x - c) over its sum, for any c: here the largest midpoint. What a mask has put to minus infinity is zero."""
-    hidden = x.middle == -torch.inf
+    hidden = (x.middle == -torch.inf) & (x.radius == 0)  # not what has overflowed
     top = x.middle.amax(axis, keepdim=True)
     grown = functions.named("exp")(_where(hidden, _real(0.0), x) - Ball.exact(torch.where(hidden, 0.0, top)))
     kept = _where(hidden, _real(0.0), grown)
@@ -216,7 +219,7 @@ def _softplus_backward(g: Ball, x: Ball, beta: float, threshold: float) -> Ball:
 
 def _clamp(x: Ball, least: float | None = None, most: float | None = None) -> Ball:
     low = x if least is None else _where(_decided(torch.lt)(x, least), _real(least), x)
-    return low if most is None else _where(_decided(torch.gt)(x, most), _real(most), low)
+    return low if most is None else _where(_decided(torch.gt)(low, most), _real(most), low)
 
 
 def _relu(x: Ball) -> Ball:

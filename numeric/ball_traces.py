@@ -37,7 +37,7 @@ def enclosure(function: Callable[..., Tensor], *args: Any, constants: Sequence[T
         Of nested tuples and dicts of tensors, to one tensor. Constants in it that are no short binary fractions stand for any number within
         2^-50 of them (`Ball.constant`).
     *args
-        In float64 or of integers; taken as exact.
+        In float64 (others are refused) or of integers; taken as exact.
     constants : sequence of Tensor
         Those that the function reads beside its arguments, as constants. Any other is refused: it may be a value that was not recorded.
 
@@ -61,7 +61,7 @@ def enclosure(function: Callable[..., Tensor], *args: Any, constants: Sequence[T
     with record:
         out = functionalize(lambda *flat: function(*tree_unflatten(flat, form)))(*leaves)
     known = {id(x): Ball.exact(x) if x.is_floating_point() else x for x in leaves}
-    known |= {id(x): Ball.constant(x) if x.is_floating_point() else x for x in (*constants, *record.literals)}
+    known |= {id(x): Ball.constant(x.double()) if x.is_floating_point() else x for x in (*constants, *record.literals)}
     found = _carried_out(record.needed_for(out), known, out)
     _check(found, out)
     return found
@@ -130,7 +130,7 @@ def _carried_out(steps: Sequence[Step], known: dict[int, Any], out: Tensor) -> B
     last = {id(x): k for k, (_, args, options, _) in enumerate(steps) for x in _tensors((args, options))}
     for k, (func, args, options, results) in enumerate(steps):
         name = func.__name__.split(".")[0]
-        if name in BY_MEMORY and not args[0].is_contiguous():
+        if name in BY_MEMORY and (not args[0].is_contiguous() or args[0].storage_offset()):
             raise NotEnclosed(f"'{name}' of a tensor whose entries do not lie in order has no rule in ball arithmetic.", operation=name)
         values = enclosed(name, func, *_given((list(args), options), known))
         pairs = [(results, values)] if isinstance(results, Tensor) else zip(results, values, strict=True)
@@ -145,6 +145,8 @@ def _carried_out(steps: Sequence[Step], known: dict[int, Any], out: Tensor) -> B
 def _check(found: Ball, measured: Tensor) -> None:
     if not bool(found.radius.isfinite().all() & found.middle.isfinite().all()):
         raise NotEnclosed("The balls are not finite: they grew too wide on the way.")
+    if not measured.numel():
+        return
     far = (found.middle - measured).abs() > AGREES * found.radius + LOST * measured.abs().amax()
     if bool(far.any()):
         raise NotEnclosed(

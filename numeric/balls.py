@@ -9,7 +9,8 @@ in float64; radii bound what the operands' radii do, plus the rounding of the mi
     A B       |A| R_B + R_A |B| + R_A R_B + gamma_n |A| |B|,      gamma_n = n u / (1 - n u) <= 2 n u
 
 with m the midpoint of the result and u = 2^-53. What is assumed: IEEE 754 double precision rounded to nearest, and sums of products in any
-order, with or without fused operations (true of every BLAS in float64; not of Strassen's method). Underflow costs at most `TINY`.
+order, with or without fused operations (true of every BLAS in float64; not of Strassen's method). Underflow costs at most `TINY`: what
+would make more of it, a division by less than `LEAST`, is refused. What overflows has an infinite radius.
 
 Why not one arbitrary-precision ball for each number: products of matrices, which are nearly all the work, run at the speed of float64.
 
@@ -30,8 +31,11 @@ from noetherflow.errors import ModelError
 
 BITS: Final = 53
 UNIT: Final = 2.0**-53
-TINY: Final = 2.0**-600  # more than any underflow times any number below 2^400, also where subnormal numbers are flushed to zero
+TINY: Final = 2.0**-600  # more than any underflow (2^-1022, where subnormal numbers are flushed to zero) over LEAST
+LEAST: Final = 2.0**-400
+FLOOR: Final = 2.0**-1000  # more than any underflow, added to what is then multiplied by numbers of any size
 SHORT: Final = 2.0**20
+LONGEST: Final = 2.0**33  # integers of 53 bits, times 2^-20
 WIDTH: Final = 2.0**-50
 
 Number: TypeAlias = "Ball | float"
@@ -50,6 +54,11 @@ class Ball:
     middle, radius : Tensor
         float64, of one shape; radii are not negative.
 
+    Raises
+    ------
+    NotEnclosed
+        If they are of another dtype, which rounds by more than is booked.
+
     Examples
     --------
     >>> third = Ball.exact(torch.ones(1, dtype=torch.float64)) / 3.0
@@ -60,6 +69,10 @@ class Ball:
     middle: Tensor
     radius: Tensor
 
+    def __post_init__(self) -> None:
+        if self.middle.dtype != torch.float64 or self.radius.dtype != torch.float64:
+            raise NotEnclosed(f"Balls are of float64; got {self.middle.dtype}. Give the numbers in double precision (x.double()).")
+
     @classmethod
     def exact(cls, x: Tensor) -> Ball:
         """The numbers that float64 entries are."""
@@ -67,12 +80,12 @@ class Ball:
 
     @classmethod
     def constant(cls, x: Tensor) -> Ball:
-        """Numbers that stand for constants: multiples of 2^-20 for themselves, others for any number within 2^-50 of them, relatively.
+        """Numbers that stand for constants: multiples of 2^-20 below 2^33 for themselves, others for any number within 2^-50, relatively.
 
         So a result holds for 0.1 as a decimal and as float64 has it, and for 2/√π in a derivative's formula.
         """
         scaled = x * SHORT
-        short = (scaled == scaled.round()) | x.isinf()
+        short = (scaled == scaled.round()) & (x.abs() < LONGEST) | x.isinf()
         return cls(x, torch.where(short, 0.0, x.abs() * WIDTH + TINY))
 
     @property
@@ -104,8 +117,10 @@ class Ball:
     def __truediv__(self, other: Number) -> Ball:
         b = _ball(other, self)
         least = (b.middle.abs() - b.radius) * (1 - 4 * UNIT)
-        if not bool((least > 0).all()):
-            raise NotEnclosed("A division by a ball that holds zero. The point is too near to a pole, or the balls are too wide.")
+        if not bool((least > LEAST).all()):
+            raise NotEnclosed(
+                "A division by a ball that holds zero, or nearly. The point is too near to a pole, or the balls are too wide."
+            )
         m = self.middle / b.middle
         return Ball(m, _up((self.radius + (m.abs() * (1 + 4 * UNIT) + TINY) * b.radius) / least + UNIT * m.abs(), 8))
 
@@ -113,7 +128,7 @@ class Ball:
         """Along some axes."""
         m, n = self.middle.sum(list(axes), keepdim=keepdim), prod(self.middle.shape[axis] for axis in axes)
         spread = (self.radius + 2 * n * UNIT * self.middle.abs()).sum(list(axes), keepdim=keepdim)
-        return Ball(m, _up(spread, n + 4))
+        return Ball(m, _up(spread + UNIT * m.abs(), n + 6))  # the last so that a sum that overflows has an infinite radius
 
 
 def product(a: Ball, b: Ball, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Ball:
@@ -125,8 +140,9 @@ def product(a: Ball, b: Ball, multiply: Callable[[Tensor, Tensor], Tensor] = tor
     """
     n = a.middle.shape[-1]
     size = b.middle.abs()
-    spread = multiply(a.middle.abs(), 2 * n * UNIT * size + b.radius) + multiply(a.radius, size + b.radius)
-    return Ball(multiply(a.middle, b.middle), _up(spread, n + 8) + n * TINY)
+    m = multiply(a.middle, b.middle)
+    spread = multiply(a.middle.abs(), 2 * n * UNIT * size + b.radius + FLOOR) + multiply(a.radius, size + b.radius)
+    return Ball(m, _up(spread + UNIT * m.abs(), n + 10) + n * TINY)
 
 
 def _up(radius: Tensor, roundings: int) -> Tensor:

@@ -153,9 +153,11 @@ class Modulo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         """Numbers, also those that torch has wrapped as tensors without axes, as residues; all else as it is."""
         if isinstance(a, float):
             return residue(a, self.prime)
-        if isinstance(a, Tensor) and a.dim() == 0 and a.is_floating_point() and type(a) is Tensor and not a._is_zerotensor():
-            value = float(a)
-            return a if value.is_integer() and abs(value) <= self.prime else residue(value, self.prime)
+        if isinstance(a, int):  # an axis, too, is left as it is
+            return a if abs(a) <= self.prime // 2 else int(residue(a, self.prime))
+        if isinstance(a, Tensor) and a.dim() == 0 and type(a) is Tensor and not a._is_zerotensor():
+            value = a.item()
+            return a if value == int(value) and abs(value) <= self.prime else residue(value, self.prime)
         return a
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +168,8 @@ class Modulo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             raise ContractionTooLong(f"A sum of {args[0].numel():,} numbers is not exact modulo {self.prime}.", prime=self.prime)
 
     def _contracted(self, func: Any, name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        if any(options.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+            raise NotPolynomial(f"'{name}' with factors {dict(options)} has no rule modulo a prime. Multiply by them.", operation=name)
         left = args[1] if name in ("addmm", "baddbmm", "addmv") else args[0]
         length = left.shape[-1]
         if length > self.limit - 1:

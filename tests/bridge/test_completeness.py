@@ -362,20 +362,26 @@ from torch import nn
 
 def net():
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2)
+
+def normed():
+    return nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3, eps=0.1), nn.Linear(3, 2)), torch.zeros(1, 2)
 """
 
 
-def test_a_certificate_is_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
+def test_certificates_are_computed_again_in_a_fresh_process(tmp_path: Path) -> None:
+    """One modulo a prime, and one in balls."""
     file = tmp_path / "mine.py"
     file.write_text(MODULE)
-    certificate = tmp_path / "deep" / "certificate.json"
-    assert main(["completeness", f"{file}:net", "--certificate", str(certificate)]) == 0
+    polynomial, smooth = tmp_path / "deep" / "certificate.json", tmp_path / "balls.json"
+    assert main(["completeness", f"{file}:net", "--certificate", str(polynomial)]) == 0
+    assert main(["completeness", f"{file}:normed", "--balls", "--certificate", str(smooth)]) == 0
     file.unlink()
-    again = subprocess.run(
-        [sys.executable, "-m", "noetherflow", "completeness", "--check", str(certificate)], capture_output=True, text=True, check=False
-    )
+    check = "import sys; from noetherflow.cli import main; print([main(['completeness', '--check', file]) for file in sys.argv[1:]])"
+    again = subprocess.run([sys.executable, "-c", check, str(polynomial), str(smooth)], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "3 of 3 laws: complete (proved)" in again.stdout
+    assert "3 of 3 laws: complete (proved in ball arithmetic" in again.stdout
+    assert again.stdout.endswith("[0, 0]\n")
 
 
 LIVE_MODULE = """
@@ -573,3 +579,63 @@ def test_a_point_where_a_field_has_no_value_is_passed_over(monkeypatch: pytest.M
     passing = False
     with pytest.raises(ModelError, match="not finite"):
         nf.completeness(model, x)
+
+
+# --- theorems that were none
+
+
+class Cancelled(nn.Module):
+    """z = (F h + h) − F h − h − c²/1024 is never positive; in float64, with a large F, it is anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.b = (nn.Linear(m, n, bias=False) for m, n in ((3, 4), (3, 4), (4, 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, c = self.a(x), self.c(x)
+        large = h * 2.0**50
+        return self.b(torch.relu(((large + h) - large) - h - c * c * 2.0**-10))
+
+
+def test_pieces_that_only_rounding_opens_are_not_taken() -> None:
+    """The network is zero for every input, so that all 32 parameters are conserved; 16 were said to be all, and that this was proved."""
+    found = nf.completeness(nf.trace(Cancelled(), torch.zeros(2, 3)))
+    assert "every pattern of ReLUs" in found.assumption
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x) * (10**12 + 7))
+
+
+def test_a_large_whole_factor_refutes_no_law() -> None:
+    found = nf.completeness(nf.trace(Scaled(), torch.zeros(1, 2)))
+    assert (found.laws_found, found.laws_possible, found.refuted, found.complete) == (6, 6, (), True)
+
+
+def test_certificates_of_other_arithmetic_are_refused() -> None:
+    certificate = nf.completeness(mlp(2, 3, 2)).certificate
+    (point,) = certificate.data["points"]
+    cases: dict[str, dict[str, object]] = {
+        "modulo 2147483647": {"points": [{**point, "prime": 2**31 - 1}]},  # products would not be exact
+        "modulo 6": {"points": [{**point, "prime": 6}]},
+        "modulo True": {"points": [{**point, "prime": True}]},
+        "'Free' pieces": {"points": [{**point, "gates": "Free"}]},
+        "2 points, 1 of them different": {"points": [point, point]},
+        "0 points": {"points": []},
+        "theorem": {"theorem": "there are no other laws"},
+        "'parameters'": {"parameters": float(certificate.data["parameters"])},
+        "not whole": {"graph": certificate.data["graph"].replace('"dtype": "float32"', '"dtype": 1.5')},
+        "without balls": {"balls": {"fields": {}, "charges": {}}},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(ReportError, match=message):
+            nf.check_certificate(Certificate({**certificate.data, **changes}))
+    text = certificate.text()
+    for broken in (text.replace('"format": 1', '"laws_possible": 2, "format": 1'), '{"format": ' + "1" * 5000 + "}", "[" * 100_000):
+        with pytest.raises(ReportError, match="not a certificate"):
+            Certificate.read(broken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from math import factorial
+from random import Random
 from typing import Any
 
 import flint
@@ -209,3 +210,118 @@ def test_pivots_take_as_many_rows_of_each_block_as_they_are_told() -> None:
     (first, second), columns = minors.chosen([(whole, 4), (more, 2)])  # one more than there is
     inexact = Ball(torch.cat([whole[first], more[second]])[:, columns], torch.full((6, 6), 1e-15, dtype=torch.float64))
     assert minors.contraction(inexact) >= 1
+
+
+# --- numbers of any size, and every rule at points inside its balls
+
+EXPONENTS = {"near one": (-3, 3), "tiny": (-320, -290), "huge": (140, 160), "any": (-308, 300)}
+
+
+def wild(draw: Random, *shape: int) -> tuple[Ball, list[list[Fraction]]]:
+    """As `ball`, of numbers that under- and overflow when they are multiplied."""
+    rows, columns = shape
+    sizes = [10.0 ** draw.uniform(*EXPONENTS[draw.choice(list(EXPONENTS))]) * draw.choice([-1, 1]) for _ in range(rows * columns)]
+    sizes = [draw.choice([s, s, s, s, 0.0]) for s in sizes]
+    radii = [draw.choice([0.0, abs(s) * 2.0 ** -draw.randint(1, 60), 10.0 ** draw.uniform(-320, 5)]) for s in sizes]
+    exact = [Fraction(s) + Fraction(r) * Fraction(draw.randint(-4, 4), 4) for s, r in zip(sizes, radii, strict=True)]
+    tensors = [torch.tensor(x, dtype=torch.float64).reshape(shape) for x in (sizes, radii)]
+    return Ball(*tensors), [exact[i * columns : (i + 1) * columns] for i in range(rows)]
+
+
+def held_or_unbounded(found: Ball, exact: list[list[Fraction]]) -> bool:
+    """A ball without bound holds everything; what has overflowed must be one."""
+    bounded = found.middle.isfinite() & found.radius.isfinite()
+    if bool((~found.middle.isfinite() & found.radius.isfinite()).any()):
+        return False
+    pairs = zip(found.middle[bounded].tolist(), found.radius[bounded].tolist(), _where_true(exact, bounded), strict=True)
+    return all(abs(value - Fraction(m)) <= Fraction(r) for m, r, value in pairs)
+
+
+def _where_true(rows: list[list[Fraction]], mask: Tensor) -> list[Fraction]:
+    return [value for row, taken in zip(rows, mask.tolist(), strict=True) for value, t in zip(row, taken, strict=True) if t]
+
+
+def test_arithmetic_of_numbers_of_any_size_holds_exact_values() -> None:
+    draw = Random(1)
+    for _ in range(150):
+        (a, x), (b, y), (c, z) = wild(draw, 3, 4), wild(draw, 3, 4), wild(draw, 4, 2)
+        for name in ("add", "sub", "mul"):
+            exact = [[OPERATIONS[name](p, q) for p, q in zip(*rows, strict=True)] for rows in zip(x, y, strict=True)]
+            assert held_or_unbounded(OPERATIONS[name](a, b), exact), name
+        for i in range(3):  # row by row: one ball that holds zero refuses all
+            try:
+                quotient = Ball(a.middle[i : i + 1], a.radius[i : i + 1]) / Ball(b.middle[i : i + 1], b.radius[i : i + 1])
+            except NotEnclosed:
+                continue
+            assert held_or_unbounded(quotient, [[p / q for p, q in zip(x[i], y[i], strict=True)]])
+        assert held_or_unbounded(a.sum([1], keepdim=True), [[sum(row, Fraction(0))] for row in x])
+        columns = list(zip(*z, strict=True))
+        exact = [[sum((p * q for p, q in zip(row, column, strict=True)), Fraction(0)) for column in columns] for row in x]
+        assert held_or_unbounded(product(a, c), exact)
+
+
+def test_what_overflows_or_is_not_in_double_precision_encloses_nothing() -> None:
+    """1e308 / (1e308 + 1e308) is one half; in float64, and once in balls, it was 0."""
+    large, one = torch.tensor([1e308, 1e308], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(NotEnclosed, match="zero, or nearly"):
+        enclosure(lambda x: x[0] / x.sum(), large)
+    with pytest.raises(NotEnclosed, match="not finite"):  # minus infinity by overflow is no mask
+        enclosure(lambda x: torch.stack([-x * 1e200 * 1e200, x]).softmax(0), one)
+    with pytest.raises(NotEnclosed, match="float32"):
+        enclosure(lambda x: x @ x, torch.full((2, 2), 0.1))
+    third = torch.full((2, 2), 0.1)
+    with pytest.raises(NotEnclosed, match="do not hold what float64 gives"):  # float32 rounds by more than is booked
+        enclosure(lambda x: third @ third + x, torch.ones(2, 2, dtype=torch.float64), constants=[third])
+    with pytest.raises(NotEnclosed, match="'view' has a rule"):
+        enclosure(lambda x: x.view(torch.int64) * x, one)
+    with pytest.raises(NotEnclosed, match="do not lie in order"):
+        enclosure(lambda x: x[2:].as_strided((2,), (1,), 0) * 1, torch.arange(4, dtype=torch.float64))
+    assert enclosure(lambda x: x[:0] * 2, one).middle.shape == (0,)
+    number = enclosure(lambda x: x * (2**53 + 1), one)
+    assert held(Ball(number.middle[None], number.radius[None]), [[Fraction(2**53 + 1)] * 2])
+
+
+def logistic(x: Any) -> Any:
+    return 1 / (1 + (-x).exp())
+
+
+def clamped(x: Any, least: Any, most: Any) -> Any:
+    x = least if x < least else x
+    return most if x > most else x
+
+
+INSIDE: dict[str, tuple[Callable[..., Ball], Callable[..., Any]]] = {
+    **{
+        name: (ball_rules.RULES[name], lambda x, n=name: getattr(x, n)())
+        for name in ("exp", "expm1", "tanh", "erf", "sin", "cosh", "log1p")
+    },
+    **{f"power {p}": (lambda x, p=p: ball_rules.RULES["pow"](x, p), lambda x, p=p: x**p) for p in (2, 3, -1, -2)},
+    **{f"power {p}": (lambda x, p=p: ball_rules.RULES["pow"](x, p), lambda x, p=p: x ** flint.arb(p)) for p in (0.5, -0.5, 1.5)},
+    "silu": (ball_rules.RULES["silu"], lambda x: x * logistic(x)),
+    "relu": (ball_rules.RULES["relu"], lambda x: x if x > 0 else flint.arb(0)),
+    "abs": (ball_rules.RULES["abs"], abs),
+    "softplus": (lambda x: ball_rules.RULES["softplus"](x, 3, 2), lambda x: x if 3 * x > 2 else (1 + (3 * x).exp()).log() / 3),
+    "clamp": (lambda x: ball_rules.RULES["clamp"](x, -0.5, 0.5), lambda x: clamped(x, flint.arb(-0.5), flint.arb(0.5))),
+    "clamp the wrong way round": (lambda x: ball_rules.RULES["clamp"](x, 0.5, -0.5), lambda x: clamped(x, flint.arb(0.5), flint.arb(-0.5))),
+    "tanh_backward": (lambda x: ball_rules.RULES["tanh_backward"](x, x), lambda x: x * (1 - x * x)),
+    "sigmoid_backward": (lambda x: ball_rules.RULES["sigmoid_backward"](x, x), lambda x: x * x * (1 - x)),
+    "softplus_backward": (lambda x: ball_rules.RULES["softplus_backward"](x, x, 3, 2), lambda x: x if 3 * x > 2 else x * logistic(3 * x)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_rules_hold_at_every_point_of_a_ball(name: str) -> None:
+    rule, exact = INSIDE[name]
+    draw, decided = Random(2), 0
+    with flint.ctx.workprec(300):
+        for _ in range(150):
+            m = draw.gauss(0, 1) * 10.0 ** draw.uniform(-8, 1)
+            r = draw.choice([0.0, abs(m) * 2.0 ** -draw.randint(2, 50), 10.0 ** draw.uniform(-18, -1)])
+            x = flint.arb(m) + flint.arb(r) * flint.arb(draw.randint(-4, 4)) / 4
+            try:
+                found = rule(Ball(*(torch.tensor([v], dtype=torch.float64) for v in (m, r))))
+            except NotEnclosed:  # a pole, or two pieces
+                continue
+            decided += 1
+            assert abs(exact(x) - flint.arb(found.middle.item())).lower() <= flint.arb(found.radius.item()), (m, r)
+    assert decided > 40

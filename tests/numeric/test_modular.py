@@ -149,3 +149,15 @@ def test_draws_are_the_hash_that_they_say() -> None:
     expected = [(e + (e >= 0)) / 64 for e in expected]
     assert hashed.sixtyfourths("0/w", (3,)).tolist() == expected
     assert hashed.sixtyfourths("0/w", (2,), 1).tolist() == expected[1:]
+
+
+@pytest.mark.parametrize("number", [10**12 + 7, -(2**52) - 1, 2**60 + 12345])
+def test_whole_numbers_of_any_size_are_exact(number: int) -> None:
+    """A residue times 10^12 is no integer of 53 bits: left as it was, the product was a random number."""
+    x = random(5)
+    with Modulo(P):
+        times, plus = x * number, x + number
+    assert times.tolist() == [residue(int(v) * number, P) for v in x.tolist()]
+    assert plus.tolist() == [residue(int(v) + number, P) for v in x.tolist()]
+    with Modulo(P), pytest.raises(NotPolynomial, match="factors"):
+        torch.addmm(x[:1, None], x[:1, None], x[:1, None], alpha=10**9)
