@@ -28,15 +28,24 @@ from noetherflow.symbolic.laws import Law, Laws
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A parameter, or the part of it that a family moves."""
+    """A parameter, or the part of it that a family moves.
+
+    Attributes
+    ----------
+    parameter : str
+    patch : Patch
+    name : str
+        The parameter's; with the place of the part, ``weight[8:12, 0:4]``, where relations hold several parts of one parameter.
+    """
 
     parameter: str
     patch: Patch
+    name: str
 
     @property
     def norm(self) -> sp.Symbol:
         """‖P‖² as a symbol."""
-        return sp.Symbol(f"|{self.parameter}|^2", nonnegative=True)
+        return sp.Symbol(f"|{self.name}|^2", nonnegative=True)
 
     def measured(self, tensors: Mapping[str, Any]) -> float:
         """‖P‖²."""
@@ -95,7 +104,7 @@ class NormBounds:
     unreached: tuple[Block, ...]
 
     def evaluated(self, charges: Mapping[str, float], tensors: Mapping[str, Any]) -> dict[str, float]:
-        """Bounds as numbers.
+        """Bounds as numbers, by the names of blocks.
 
         Parameters
         ----------
@@ -105,11 +114,11 @@ class NormBounds:
             Of which only the known blocks are read.
         """
         values = {r.charge: charges[r.name] for r in self.relations} | {b.norm: b.measured(tensors) for b in self.known}
-        return {block.parameter: float(sp.sympify(bound).xreplace(values)) for block, bound in self.bounds.items()}
+        return {block.name: float(sp.sympify(bound).xreplace(values)) for block, bound in self.bounds.items()}
 
     def __str__(self) -> str:
         lines = [f"{block.norm} ≤ {bound}" for block, bound in self.bounds.items() if block not in self.known]
-        rest = [f"not bounded: {', '.join(block.parameter for block in self.unreached)}"] if self.unreached else []
+        rest = [f"not bounded: {', '.join(block.name for block in self.unreached)}"] if self.unreached else []
         return "\n".join([f"given {', '.join(str(block.norm) for block in self.known)}:", *(f"  {line}" for line in [*lines, *rest])])
 
 
@@ -126,7 +135,31 @@ def norm_relations(laws: Laws) -> tuple[NormRelation, ...]:
     tuple of NormRelation
         Exact: constant under gradient flow, moved by the laws' balance otherwise.
     """
-    return tuple(_relation(law, k) for k, law in enumerate(laws) if _adds_up(law))
+    numbered = [(k, law) for k, law in enumerate(laws) if _adds_up(law)]
+    blocks = _blocks(law for _, law in numbered)
+    return tuple(_relation(law, k, blocks) for k, law in numbered)
+
+
+def _blocks(laws: Iterable[Law]) -> dict[tuple[str, Patch], Block]:
+    """All blocks, each under a name of its own: the query and key parts of one fused weight have norms of their own."""
+    patches: dict[str, dict[Patch, None]] = {}
+    for law in laws:
+        for action in law.symmetry.actions:
+            patches.setdefault(action.parameter, {})[action.patch] = None
+    out: dict[tuple[str, Patch], Block] = {}
+    for parameter, parts in patches.items():
+        names = [parameter + _box(patch) if len(parts) > 1 else parameter for patch in parts]
+        for k, (patch, name) in enumerate(zip(parts, names, strict=True)):  # parts may interleave in one box
+            out[parameter, patch] = Block(parameter, patch, name if names.count(name) == 1 else f"{name}#{k}")
+    return out
+
+
+def _box(patch: Patch) -> str:
+    """Where a part lies, as slices."""
+    stops = [offset + 1 for offset in patch.offsets]
+    for index in patch.indices:
+        stops[index.axis] += (index.size - 1) * index.stride
+    return f"[{', '.join(f'{start}:{stop}' for start, stop in zip(patch.offsets, stops, strict=True))}]"
 
 
 def _adds_up(law: Law) -> bool:
@@ -134,11 +167,11 @@ def _adds_up(law: Law) -> bool:
     return not law.symmetry.zero_mean and all(a.form in ("scale", "matrix") for a in law.symmetry.actions)
 
 
-def _relation(law: Law, number: int) -> NormRelation:
+def _relation(law: Law, number: int, blocks: Mapping[tuple[str, Patch], Block]) -> NormRelation:
     place = {group: i for i, group in enumerate(law.groups)}
     weights: dict[Block, sp.Expr] = {}
     for action in law.symmetry.actions:
-        block = Block(action.parameter, action.patch)
+        block = blocks[action.parameter, action.patch]
         metric = law.balance.weights[place[law.group_of[action.parameter]]]
         weights[block] = weights.get(block, sp.S.Zero) + action.weight * metric
     charge = sp.Symbol(f"2Q_{number}", real=True)
@@ -153,7 +186,7 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
     laws : Laws
         From ``nf.derive``.
     known : str or iterable of str
-        Parameters whose norms are given.
+        Parameters whose norms are given (of all parts of theirs that relations hold), or names of single parts.
 
     Returns
     -------
@@ -176,11 +209,11 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
     """
     relations, wanted = norm_relations(laws), {known} if isinstance(known, str) else set(known)
     blocks = dict.fromkeys(block for r in relations for block, _ in r.weights)
-    given = tuple(block for block in blocks if block.parameter in wanted)
-    if strange := wanted - {block.parameter for block in given}:
+    given = tuple(block for block in blocks if wanted & {block.parameter, block.name})
+    if strange := wanted - {name for block in given for name in (block.parameter, block.name)}:
         raise RuleError(
             f"No charge holds {sorted(strange)}: nothing follows from their norms. Parameters in relations are "
-            f"{sorted({block.parameter for block in blocks})}.",
+            f"{sorted({block.name for block in blocks})}.",
             parameters=sorted(strange),
         )
     bounds: dict[Block, sp.Expr] = {block: block.norm for block in given}
