@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from noetherflow.bridge.fixed_subspace import FixedSubspace
 from noetherflow.bridge.optimizers import reader_of
@@ -31,6 +31,8 @@ from noetherflow.bridge.step_maps import step_map
 from noetherflow.bridge.trace import Loss, first_tensor
 from noetherflow.bridge.transverse import ON_IT, objective
 from noetherflow.errors import ModelError, RuleError, RunError
+from noetherflow.numeric.curvature import slope_and_product
+from noetherflow.numeric.model_loss import check_loss
 from noetherflow.numeric.order import FEWEST, Order, fit_order
 from noetherflow.numeric.progress import shown
 from noetherflow.symbolic.forms import THETA
@@ -124,7 +126,8 @@ def escape(
     RuleError
         If the optimizer has several groups or its step is no function of entries.
     RunError
-        If the direction has no transverse part, or the tangent is not finite (a rule that is not differentiable there).
+        If the direction has no transverse part, the loss fails on the data, is not finite or is random (dropout), or the tangent is not
+        finite (a rule that is not differentiable there).
 
     Examples
     --------
@@ -183,9 +186,10 @@ class _Tangent:
     def step(self, inputs: Any, target: Any) -> float:
         """One step of both; the norm of the tangent."""
         numbers = self._reader.values(self._options, self._optimizer.state.get(self._options["params"][0], {}))
-        slope = grad(objective(self._model, self._subspace, inputs, target, self._loss))
-        gradient, along = _pulled(slope, self._state[THETA.name])
-        state, turned = (self._state, gradient), (self._moving, along(self.delta)[0])  # the Hessian is its own transpose
+        value = objective(self._model, self._subspace, inputs, target, self._loss)
+        check_loss(lambda: value(self._state[THETA.name]))
+        gradient, bent = slope_and_product(value, self._state[THETA.name], self.delta)
+        state, turned = (self._state, gradient), (self._moving, bent)
         self._state, self._moving = _pushed(lambda before, g: self._map(before, g, numbers), state, turned)
         if not bool(self.delta.isfinite().all()):
             raise RunError("The tangent of the step is not finite: the rule is not differentiable at an entry whose gradient is zero.")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from noetherflow.errors import ModelError, RunError
 from noetherflow.numeric.merging import Batch, estimate_statistics, has_statistics, merge
+from noetherflow.numeric.model_loss import evaluating
 from noetherflow.numeric.palette import ACCENTS, BAD, MUTED, STYLE
 from noetherflow.numeric.progress import shown
 
@@ -126,7 +127,7 @@ def barrier(model_a: nn.Module, model_b: nn.Module, batches: Iterable[Batch], lo
     Raises
     ------
     RunError
-        If there are no batches, or fewer than 3 points.
+        If there are no batches or an empty one, if model or loss fail on them, or for fewer than 3 points.
     ModelError
         If the models are of different architectures, or a loss is not a finite number.
 
@@ -161,11 +162,14 @@ def in_double(batches: Iterable[Batch]) -> tuple[Batch, ...]:
     Raises
     ------
     RunError
-        If there are none.
+        If there are none, or one is empty.
     """
     read = tuple((_doubled(inputs), _doubled(targets)) for inputs, targets in batches)
-    if not read:
-        raise RunError("There are no batches to measure a loss on. Give at least one pair of inputs and targets (an iterator is used up).")
+    if not read or not all(len(targets) for _, targets in read):
+        raise RunError(
+            "There are no batches to measure a loss on, or one of them is empty. Give at least one pair of inputs and targets (an iterator "
+            "is used up)."
+        )
     return read
 
 
@@ -180,8 +184,9 @@ def _measured(ends: Sequence[nn.Module], weight: float, batches: Sequence[Batch]
     total, right, count = 0.0, 0, 0
     classes = True
     for inputs, targets in batches:
-        output = model(inputs)
-        total += float(loss(output, targets)) * len(targets)
+        with evaluating((inputs, targets)):
+            output = model(inputs)
+            total += float(loss(output, targets)) * len(targets)
         count += len(targets)
         classes = classes and isinstance(output, Tensor) and not targets.is_floating_point() and output.ndim == targets.ndim + 1
         right += int((output.argmax(1) == targets).sum()) if classes else 0
