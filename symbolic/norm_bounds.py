@@ -122,22 +122,30 @@ class NormBounds:
         return "\n".join([f"given {', '.join(str(block.norm) for block in self.known)}:", *(f"  {line}" for line in [*lines, *rest])])
 
 
-def norm_relations(laws: Laws) -> tuple[NormRelation, ...]:
+def norm_relations(laws: Laws, values: Mapping[str, float] | None = None) -> tuple[NormRelation, ...]:
     """The relation of every law with quadratic charges.
 
     Parameters
     ----------
     laws : Laws
         From ``nf.derive``, without a metric of their own.
+    values : mapping of str to float, optional
+        Hyper-parameters by the names of their symbols (``{"eta_0": 0.1, "eta_1": 0.4}``), where parameter groups differ in them: they weigh
+        the norms, and their signs decide which side a norm stands on.
 
     Returns
     -------
     tuple of NormRelation
         Exact: constant under gradient flow, moved by the laws' balance otherwise.
+
+    Raises
+    ------
+    RuleError
+        If a weight depends on a hyper-parameter without a value.
     """
     numbered = [(k, law) for k, law in enumerate(laws) if _adds_up(law)]
     blocks = _blocks(law for _, law in numbered)
-    return tuple(_relation(law, k, blocks) for k, law in numbered)
+    return tuple(_relation(law, k, blocks, values or {}) for k, law in numbered)
 
 
 def _blocks(laws: Iterable[Law]) -> dict[tuple[str, Patch], Block]:
@@ -167,18 +175,30 @@ def _adds_up(law: Law) -> bool:
     return not law.symmetry.zero_mean and all(a.form in ("scale", "matrix") for a in law.symmetry.actions)
 
 
-def _relation(law: Law, number: int, blocks: Mapping[tuple[str, Patch], Block]) -> NormRelation:
+def _relation(law: Law, number: int, blocks: Mapping[tuple[str, Patch], Block], values: Mapping[str, float]) -> NormRelation:
     place = {group: i for i, group in enumerate(law.groups)}
     weights: dict[Block, sp.Expr] = {}
     for action in law.symmetry.actions:
         block = blocks[action.parameter, action.patch]
-        metric = law.balance.weights[place[law.group_of[action.parameter]]]
+        metric = _valued(law.balance.weights[place[law.group_of[action.parameter]]], values)
         weights[block] = weights.get(block, sp.S.Zero) + action.weight * metric
     charge = sp.Symbol(f"2Q_{number}", real=True)
     return NormRelation(law.name, charge, tuple((block, w) for block, w in weights.items() if w != 0))
 
 
-def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
+def _valued(weight: sp.Expr, values: Mapping[str, float]) -> sp.Expr:
+    out = sp.sympify(weight)
+    out = out.xreplace({symbol: sp.Float(values[symbol.name], 17) for symbol in out.free_symbols if symbol.name in values})
+    if out.free_symbols:
+        raise RuleError(
+            f"The groups' norms are weighed by {weight}, which has no value. Give values={{name: number}} for "
+            f"{sorted(symbol.name for symbol in out.free_symbols)}.",
+            missing=out.free_symbols,
+        )
+    return out
+
+
+def norm_bounds(laws: Laws, known: str | Iterable[str], values: Mapping[str, float] | None = None) -> NormBounds:
     """Bound the norms of all parameters by those of some, through the charges that a network has.
 
     Parameters
@@ -187,6 +207,8 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
         From ``nf.derive``.
     known : str or iterable of str
         Parameters whose norms are given (of all parts of theirs that relations hold), or names of single parts.
+    values : mapping of str to float, optional
+        Hyper-parameters by name, where parameter groups differ in them; see `norm_relations`.
 
     Returns
     -------
@@ -196,7 +218,7 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
     Raises
     ------
     RuleError
-        If a parameter is in no relation: nothing follows from its norm.
+        If a parameter is in no relation: nothing follows from its norm. If a hyper-parameter that weighs the norms has no value.
 
     Examples
     --------
@@ -207,7 +229,7 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
       |layers.1.weight|^2 ≤ 2Q_1 + |layers.2.weight|^2
       |layers.0.weight|^2 ≤ 2Q_0 + 2Q_1 + |layers.2.weight|^2
     """
-    relations, wanted = norm_relations(laws), {known} if isinstance(known, str) else set(known)
+    relations, wanted = norm_relations(laws, values), {known} if isinstance(known, str) else set(known)
     blocks = dict.fromkeys(block for r in relations for block, _ in r.weights)
     given = tuple(block for block in blocks if wanted & {block.parameter, block.name})
     if strange := wanted - {name for block in given for name in (block.parameter, block.name)}:

@@ -158,6 +158,29 @@ def test_parts_of_a_fused_weight_have_norms_of_their_own() -> None:
     assert "a.out_proj.weight" in {b.parameter for b in norm_bounds(found, [value, "a.in_proj_bias"]).bounds}
 
 
+def test_groups_with_step_sizes_of_their_own_weigh_the_norms() -> None:
+    """Gradient flow at two speeds keeps |W0|²/η0 - |W1|²/η1; without the step sizes not even the side of a norm is known."""
+    torch.manual_seed(0)
+    network, rates = nf.models.MLP([5, 4, 2], bias=False).double(), (0.1, 0.4)
+    weights = [layer.weight for layer in network.layers]
+    optimizer = torch.optim.SGD([{"params": [w], "lr": r} for w, r in zip(weights, rates, strict=True)])
+    found = nf.derive(nf.trace(network, torch.randn(3, 5).double()), nf.rule_of(optimizer))
+    with pytest.raises(RuleError, match="eta_0"):
+        norm_bounds(found, "layers.1.weight")
+    (relation,) = norm_relations(found, {"eta_0": rates[0], "eta_1": rates[1]})
+    before = relation.measured(dict(network.named_parameters()))
+    nn.functional.mse_loss(network(torch.ones(3, 5).double()), torch.ones(3, 2).double()).backward()
+    steps = {f"layers.{k}.weight": r * w.grad for k, (w, r) in enumerate(zip(weights, rates, strict=True))}
+    optimizer.step()
+    # one step of gradient descent adds the relation of the step itself: the exact law, in a form that knows the weights
+    after = relation.measured(dict(network.named_parameters()))
+    assert after - before == pytest.approx(relation.measured(steps), abs=1e-13)
+    assert abs(after - before) > 1e-6
+    bounds = norm_bounds(found, "layers.1.weight", {"eta_0": rates[0], "eta_1": rates[1]})
+    limit = bounds.evaluated({relation.name: after}, dict(network.named_parameters()))["layers.0.weight"]
+    assert limit == pytest.approx(float(weights[0].detach().square().sum()), rel=1e-13), "with one term on either side an equality"
+
+
 def test_what_no_charge_holds_is_refused() -> None:
     with pytest.raises(RuleError, match=r"c\.bias"):
         norm_bounds(laws(Powers(bias=True)), "c.bias")
