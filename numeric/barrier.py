@@ -41,7 +41,7 @@ class Barrier:
     losses : tuple of float
         Mean over all samples, in float64.
     accuracies : tuple of float or None
-        Share of samples whose largest output is their class; None where targets are not classes.
+        Share of samples whose largest output is their class; None where targets are not classes, or the axis of classes is not clear.
     reestimated : bool
         Whether running statistics of batch normalisations were estimated anew at every point, the ends included.
     """
@@ -177,6 +177,14 @@ def _doubled(what: Any) -> Any:
     return what.double() if isinstance(what, Tensor) and what.is_floating_point() else what
 
 
+def _class_axis(output: Any, targets: Tensor) -> int | None:
+    """The axis of outputs without which they have the shape of whole-numbered targets: 1 for images, the last for logits of a sequence."""
+    if not isinstance(output, Tensor) or targets.is_floating_point():
+        return None
+    axes = [axis for axis in range(1, output.ndim) if (*output.shape[:axis], *output.shape[axis + 1 :]) == tuple(targets.shape)]
+    return axes[0] if len(axes) == 1 else None  # of a sequence as long as there are classes nothing is said
+
+
 def _measured(ends: Sequence[nn.Module], weight: float, batches: Sequence[Batch], loss: Loss) -> tuple[float, float | None]:
     """Loss and accuracy at one point."""
     model = merge(ends[0], ends[1], weight)
@@ -188,8 +196,9 @@ def _measured(ends: Sequence[nn.Module], weight: float, batches: Sequence[Batch]
             output = model(inputs)
             total += float(loss(output, targets)) * len(targets)
         count += len(targets)
-        classes = classes and isinstance(output, Tensor) and not targets.is_floating_point() and output.ndim == targets.ndim + 1
-        right += int((output.argmax(1) == targets).sum()) if classes else 0
+        axis = _class_axis(output, targets)
+        classes = classes and axis is not None
+        right += int((output.argmax(axis) == targets).sum()) if classes else 0
     mean = total / count
     if not np.isfinite(mean):
         raise ModelError(f"The loss at weight {weight:.3g} of b is {mean}. Check the models' parameters.", weight=weight)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from noetherflow.errors import RunError
 
@@ -35,7 +36,8 @@ def output_at(model: nn.Module, state: Mapping[str, Tensor], inputs: Sequence[An
     [[3.0]]
     """
     buffers = {name: b.clone() for name, b in model.named_buffers() if name not in state}
-    with evaluating(inputs):
+    # fused attention has no second derivatives, and no rules for functorch; written out it has
+    with evaluating(inputs), sdpa_kernel(SDPBackend.MATH):
         return functional_call(model, {**buffers, **state}, tuple(inputs))
 
 

@@ -178,3 +178,47 @@ def test_a_profile_needs_a_place_and_a_direction() -> None:
     dropped = nn.Sequential(model, nn.Dropout(0.5), nn.Linear(3, 3).double())
     with pytest.raises(RunError, match="dropout"):
         nf.orbit_profile(dropped, nf.trace(dropped, x), x, y, nn.functional.cross_entropy)
+
+
+class Attending(nn.Module):
+    """Fused attention, whose kernels cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.qkv, self.head = nn.Embedding(7, 4), nn.Linear(4, 12), nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.tokens(x)).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(mixed.transpose(1, 2).flatten(2))
+
+
+def of_tokens(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output.movedim(-1, 1), target)
+
+
+def test_second_derivatives_of_fused_attention() -> None:
+    torch.manual_seed(0)
+    a, b, tokens = Attending().double(), Attending().double(), torch.randint(0, 7, (3, 5))
+    batch, graph = (tokens, tokens.roll(1, 1)), nf.trace(a, tokens)
+    own = copy.deepcopy(a)
+    assert nf.energy_balance(own, torch.optim.AdamW(own.parameters(), lr=0.01), [batch] * 2).holds
+    profile = nf.orbit_profile(a, graph, *batch, of_tokens, at=(0.0, 0.3))
+    # an eigenvalue of size one, at two points of the orbit: matrix exponentials and products of some hundred terms
+    assert abs(profile.sharpness - profile.predicted["sharpness"]).max() < 1e-10
+    walked = nf.barrier(a, b, [batch], of_tokens, points=3)
+    assert nf.line_curvature(a, b, [batch], of_tokens).excess == pytest.approx(walked.excesses[1], abs=1e-12)
+    land = Landscape(a, of_tokens, *batch)
+    product = land.hessian_times(land.start, torch.eye(len(land.start), dtype=torch.float64)[:2])
+    assert torch.allclose(product[0, 1], product[1, 0], atol=1e-14)
+
+
+def test_the_axis_of_classes_is_the_one_that_targets_lack() -> None:
+    torch.manual_seed(0)
+    model = Attending().double()
+    for length, told in ((5, True), (7, False)):  # seven tokens, seven classes: not told apart
+        tokens = torch.randint(0, 7, (3, length))
+        with torch.no_grad():
+            targets = model(tokens).argmax(-1)
+        walked = nf.barrier(model, model, [(tokens, targets)], of_tokens, points=3)
+        assert walked.accuracies == ((1.0, 1.0, 1.0) if told else None)
