@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape as escaped
 from typing import Any
 
@@ -147,10 +148,11 @@ def escape(
     if float(across.norm()) <= 1e-12 * float(direction.norm()):  # rounding of the projection
         raise RunError("The direction lies in the fixed subspace. Give one with a part across it.")
     across = across / across.norm()
-    listed = list(batches)
+    listed, start = list(batches), subspace.flat(model)
+    for inputs, target in listed[:1]:
+        check_loss(partial(objective(model, subspace, inputs, target, loss), start))
     tangent = _Tangent(copy.deepcopy(model), make_optimizer, loss, subspace, across)
     growth = [1.0, *(tangent.step(inputs, target) for inputs, target in shown(listed, "tangent run", len(listed)))]
-    start = subspace.flat(model)
     runs = [_perturbed(model, make_optimizer, listed, loss, subspace, start + size * across) for size in sizes]
     errors = [float((run[-1] / size - tangent.delta).norm() / tangent.delta.norm()) for size, run in zip(sizes, runs, strict=True)]
     measured = [torch.stack([part.norm() for part in run]) / size for size, run in zip(sizes, runs, strict=True)]
@@ -187,7 +189,6 @@ class _Tangent:
         """One step of both; the norm of the tangent."""
         numbers = self._reader.values(self._options, self._optimizer.state.get(self._options["params"][0], {}))
         value = objective(self._model, self._subspace, inputs, target, self._loss)
-        check_loss(lambda: value(self._state[THETA.name]))
         gradient, bent = slope_and_product(value, self._state[THETA.name], self.delta)
         state, turned = (self._state, gradient), (self._moving, bent)
         self._state, self._moving = _pushed(lambda before, g: self._map(before, g, numbers), state, turned)
