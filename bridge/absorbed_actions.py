@@ -89,6 +89,8 @@ def absorbed(model: nn.Module, inputs: Tensor, group: Circle | FiniteGroup, axis
     ModelError
         The sizes do not fit, or nothing absorbs the group.
     """
+    if not inputs.dim() or not len(inputs):
+        raise ModelError(f"A batch of one sample or more is needed; got inputs of shape {tuple(inputs.shape)}.", shape=tuple(inputs.shape))
     graph = trace(model, inputs)
     found = input_actions(graph, axis)
     last = int(found[0].size) if found else None

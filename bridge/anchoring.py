@@ -58,7 +58,7 @@ def anchored(model: nn.Module, scale: float = 0.01, seed: int = 0) -> nn.Module:
     Raises
     ------
     ModelError
-        If a scale is not positive, or a parameter is shared (its places would get anchors of their own).
+        If a scale is not positive, a module has parametrizations, or a parameter is shared (its places would get anchors of their own).
 
     Notes
     -----
@@ -74,6 +74,9 @@ def anchored(model: nn.Module, scale: float = 0.01, seed: int = 0) -> nn.Module:
     """
     if not scale > 0:
         raise ModelError(f"An anchor needs a positive scale; got {scale}. At zero it is where plain decay pulls to.", scale=scale)
+    written = [name for name, m in model.named_modules() if parametrize.is_parametrized(m)]
+    if written:
+        raise ModelError(f"Modules {written[:4]} have parametrizations already. Take them off first (remove_parametrizations).")
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     if len(names) > len(list(model.parameters())):
         raise ModelError("The model shares a parameter between modules: its places would get anchors of their own. Untie it first.")

@@ -3,7 +3,7 @@
 A change of parameters that a network does not see must move a held weight or be none. Let T be the matrix of all generators at the model's
 point, one row each, entries of parameters as its columns. A set P of columns with rank T[:, P] = rank T leaves no continuous symmetry: what
 vanishes on P vanishes. Rank T columns are enough, one held weight a generator, and LU factorisation with pivoting finds them.
-Permutations and signs go with them where the values held are different and not zero; units that none of them touches are given one more.
+Permutations and signs go with them where the values held are different and not zero; units of which this is not so are given more.
 
 The twin has the same function at the start, the same architecture and D - |P| weights that learn: a negative control for every statement
 that rests on a symmetry.
@@ -14,9 +14,10 @@ Source: own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, Final
 
 import torch
@@ -26,7 +27,7 @@ from torch.nn.utils import parametrize
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError
 from noetherflow.symbolic.discrete import discrete_symmetries
-from noetherflow.symbolic.discrete_factors import Factor, Placed
+from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.symmetries import Symmetry
@@ -36,6 +37,9 @@ CANDIDATES: Final = 8
 NEGLIGIBLE: Final = 1e-9
 """A pivot below this part of the largest is no pivot."""
 LARGEST: Final = 3000
+
+Block = tuple[Tensor, Tensor]  # of a parameter, units first: what is held, and values
+Told = frozenset[tuple[int, int, float]]
 
 
 @dataclass(frozen=True)
@@ -199,14 +203,37 @@ def _pivots(rows: Sequence[Mapping[str, Tensor]], places: Sequence[tuple[str, in
 
 
 def _hold_units(factor: Factor, tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    """Mark one more weight of every unit that a factor moves and that has none: the largest."""
-    blocks = [(a.parameter, _by_unit(factor, a, held), _by_unit(factor, a, tensors)) for a in factor.actions]
+    """Mark more weights of a unit that a factor moves, the largest first, until what is held of it is not all zero and, where units are
+    exchanged, not what is held of another (as of gains that all start at one).
+    """
+    blocks = [(_by_unit(factor, a, held), _by_unit(factor, a, tensors)) for a in factor.actions]
+    taken: set[Told] = set()
     for unit in product(*(range(int(n)) for n in factor.sizes)):
-        if not any(bool((mask[unit] & (values[unit] != 0)).any()) for _, mask, values in blocks):
-            _, mask, values = blocks[0]
-            place = int(values[unit].abs().flatten().argmax())
-            where = tuple(int(k) for k in torch.unravel_index(torch.tensor(place), values[unit].shape))
-            mask[(*unit, *where)] = True
+        told = _told(blocks, unit)
+        for mask, place in _largest(blocks, unit):
+            if told and not (isinstance(factor, Permutations) and told in taken):
+                break
+            mask[(*unit, *place)] = True
+            told = _told(blocks, unit)
+        taken.add(told)
+
+
+def _told(blocks: Sequence[Block], unit: tuple[int, ...]) -> Told:
+    """What is held of a unit: which weights, and at which values."""
+    held = [(mask[unit].flatten(), values[unit].flatten()) for mask, values in blocks]
+    return frozenset((k, int(i), float(v[i])) for k, (m, v) in enumerate(held) for i in (m & (v != 0)).nonzero())
+
+
+def _largest(blocks: Sequence[Block], unit: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """The weights of a unit that are not held, each as a block's mask and a place in it, by falling size."""
+    sizes = torch.cat([values[unit].abs().masked_fill(mask[unit], -1).flatten() for mask, values in blocks])
+    starts = [0, *accumulate(mask[unit].numel() for mask, _ in blocks)]
+    for flat in sizes.argsort(descending=True).tolist():
+        if sizes[flat] < 0:
+            return
+        k = bisect_right(starts, flat) - 1
+        mask = blocks[k][0]
+        yield mask, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat - starts[k]), mask[unit].shape))
 
 
 def _by_unit(factor: Factor, placed: Placed, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -19,12 +19,13 @@ from html import escape
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from noetherflow.bridge.absorbed_actions import Absorbed, absorbed
-from noetherflow.bridge.augmentation_momenta import LOSSES, SHIFT, Loss, fan
+from noetherflow.bridge.augmentation_momenta import SHIFT, Loss, fan
+from noetherflow.bridge.replay import loss_function
 from noetherflow.errors import ModelError
 from noetherflow.numeric.input_groups import FiniteGroup
+from noetherflow.numeric.model_loss import loss_at
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 
 
@@ -96,7 +97,9 @@ def augmentation_equivariance(
     Raises
     ------
     ModelError
-        As there; and for a network that absorbs rotations only through gains.
+        As there; for a circle; for numbers that the group does not have; and for a network that absorbs rotations only through gains.
+    RunError
+        As there.
 
     Examples
     --------
@@ -112,9 +115,13 @@ def augmentation_equivariance(
     coarse = [name for name, p in model.named_parameters() if p.dtype != torch.float64]
     if coarse or batch[0].dtype != torch.float64:
         raise ModelError(f"Gradients are compared in float64; {coarse[:4] or 'the inputs'} are not. Use .double().", parameters=coarse)
+    if not isinstance(group, FiniteGroup):
+        raise ModelError(f"The average is over a finite group; got {type(group).__name__}. For a circle ask nf.augmentation_momenta.")
     site = absorbed(model, batch[0], group, axis)
-    run = _Average(site, model, LOSSES[loss] if isinstance(loss, str) else loss, batch, group.elements, torch.Generator().manual_seed(seed))
+    run = _Average(site, model, loss_function(loss), batch, group.elements, torch.Generator().manual_seed(seed))
     chosen = range(group.order) if elements is None else elements
+    if not len(chosen) or any(not 0 <= k < group.order for k in chosen):
+        raise ModelError(f"Elements are numbers from 0 to {group.order - 1}, one or more; got {list(chosen)[:6]}.", elements=chosen)
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     here, spread = run.gradient(parameters, chosen)
     defects, bounds = [], []
@@ -152,9 +159,9 @@ class _Average:
 
     def _at(self, parameters: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
         leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
-        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-        value = self.loss(functional_call(self.model, {**leaves, **buffers}, (inputs,)), self.batch[1])
-        return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+        value = loss_at(self.model, leaves, (inputs,), self.batch[1:], self.loss)
+        slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, slopes, strict=True))
 
     def _shifted(self, tensor: Tensor, roundings: int) -> Tensor:
         noise = torch.randn(tensor.shape, generator=self.drawn, dtype=tensor.dtype)

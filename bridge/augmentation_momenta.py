@@ -21,18 +21,18 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from noetherflow.bridge.absorbed_actions import Absorbed, absorbed
+from noetherflow.bridge.replay import loss_function
 from noetherflow.errors import ModelError
 from noetherflow.numeric.input_groups import Circle
 from noetherflow.numeric.intervals import Interval, mean_interval
+from noetherflow.numeric.model_loss import loss_at
 from noetherflow.numeric.palette import ACCENTS, BAD, GOOD, INK, STYLE
 from noetherflow.numeric.progress import shown
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.symbolic.orbit_averages import exact_elements
 
-LOSSES: Final[dict[str, Callable[..., Tensor]]] = {"cross_entropy": nn.functional.cross_entropy, "mse": nn.functional.mse_loss}
 USUAL: Final = 64
 SHIFT: Final = 2.0**-20
 """Relative change at which the response to rounding is measured: far above rounding, far below what bends it."""
@@ -194,7 +194,9 @@ def augmentation_momenta(
     Raises
     ------
     ModelError
-        The model is not in float64, or nothing in it absorbs the action.
+        The model is not in float64, the group is no circle, nothing in the model absorbs it, or there are no elements or samples.
+    RunError
+        The loss is unknown, or fails on the data.
 
     Notes
     -----
@@ -212,12 +214,16 @@ def augmentation_momenta(
     coarse = [name for name, p in model.named_parameters() if p.dtype != torch.float64]
     if coarse or batch[0].dtype != torch.float64:
         raise ModelError(f"Momenta are measured in float64; {coarse[:4] or 'the inputs'} are not. Use .double().", parameters=coarse)
+    if not isinstance(group, Circle):
+        raise ModelError(f"A momentum needs a circle; got {type(group).__name__}. For a finite group ask nf.augmentation_equivariance.")
     site = absorbed(model, batch[0], group, axis)
     squared = loss in ("mse", nn.functional.mse_loss)
     exact = exact_elements(site.graph, group.frequency) if squared else None
     number = (exact or USUAL) if elements is None else elements
     angles = group.equispaced(number) if isinstance(number, int) else list(number)
-    run = _Run(site, group.generator, model, LOSSES[loss] if isinstance(loss, str) else loss, batch, torch.Generator().manual_seed(seed))
+    if not angles:
+        raise ModelError("A momentum is measured at one element or more; got none.")
+    run = _Run(site, group.generator, model, loss_function(loss), batch, torch.Generator().manual_seed(seed))
     rows = [run.at(group.element(s)) for s in shown(angles, "momenta", len(angles))]
     momenta, slopes = (torch.tensor([getattr(r, name) for r in rows], dtype=torch.float64) for name in ("momentum", "slope"))
     deviations = torch.tensor([[getattr(r, name) for r in rows] for name in ("rounding", "slope_rounding")], dtype=torch.float64)
@@ -268,8 +274,7 @@ class _Run:
     def pairings(self, parameters: dict[str, Tensor], inputs: Tensor) -> _Pairings:
         leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
         x = inputs.clone().requires_grad_()
-        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-        value = self.loss(functional_call(self.model, {**leaves, **buffers}, (x,)), self.batch[1])
+        value = loss_at(self.model, leaves, (x,), self.batch[1:], self.loss)
         names = self.site.action.readers
         *gradients, by_inputs = torch.autograd.grad(value, [*(leaves[name] for name in names), x])
         xi = self.site.generator(parameters)

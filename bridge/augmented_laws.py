@@ -19,12 +19,15 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
-from noetherflow.bridge.augmentation_momenta import LOSSES, Loss
+from noetherflow.bridge.augmentation_momenta import Loss
+from noetherflow.bridge.replay import loss_function
 from noetherflow.errors import ModelError
 from noetherflow.numeric import brackets
+from noetherflow.numeric.input_groups import closed
 from noetherflow.numeric.lie_rank import FloatSpace, Growth, grow
+from noetherflow.numeric.model_loss import output_at
 
 LARGEST: Final = 200
 CLEAR: Final = 1e6
@@ -113,7 +116,9 @@ def augmented_laws(
     Raises
     ------
     ModelError
-        Too many parameters, or no clear rank.
+        Too many parameters, no clear rank, or elements that are no group.
+    RunError
+        The model does not take vectors of the elements' size, or the loss is unknown.
 
     Examples
     --------
@@ -131,7 +136,14 @@ def augmented_laws(
     count = sum(math.prod(shape) for shape in shapes.values())
     if not 0 < count <= LARGEST:
         raise ModelError(f"Laws on symmetric data are counted for 1 to {LARGEST} parameters; the model has {count}. Make it narrower.")
-    counting = _Counting(model, LOSSES[loss] if isinstance(loss, str) else loss, loss == "cross_entropy", shapes, seed)
+    if elements.dim() != 3 or elements.shape[1] != elements.shape[2] or not closed(elements.double()):
+        raise ModelError(
+            f"Elements of a group are wanted, of shape (order, d, d), with every product among them; got shape {tuple(elements.shape)}. "
+            "Give the elements of nf.input_groups.generated(...), or equispaced ones of a circle."
+        )
+    if targets is not None and (targets.dim() != 3 or len(targets) != len(elements)):
+        raise ModelError(f"Targets move by one matrix for each element; got shape {tuple(targets.shape)} for {len(elements)} elements.")
+    counting = _Counting(model, loss_function(loss), loss == "cross_entropy", shapes, seed)
     alone = torch.eye(elements.shape[-1], dtype=torch.float64)[None]
     symmetric, of_all = counting.rank(elements.double(), targets), counting.rank(alone, None if targets is None else targets[:1])
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", "the loss")
@@ -180,5 +192,5 @@ class _Counting:
         return scalar
 
     def _outputs(self, theta: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self.model, theta, (inputs,))
+        outputs: Tensor = output_at(self.model, theta, (inputs,))
         return outputs

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vjp, vmap
+from torch.func import vmap
 
 from noetherflow.bridge.landscape import Landscape, LossFunction
 from noetherflow.bridge.mirrors import Mirror
 from noetherflow.bridge.subspaces import Subspace
 from noetherflow.errors import RunError
+from noetherflow.numeric.curvature import slope_and_product
 from noetherflow.numeric.draws import draw_batches
 from noetherflow.numeric.intervals import Interval, mean_interval
 from noetherflow.numeric.progress import shown
@@ -105,14 +106,15 @@ def transverse_growth(
     >>> [transverse_growth(model, family.mirror(), x, y, half, rate=r, runs=8, steps=400).collapses for r in (0.1, 0.6)]
     [False, True]
     """
+    if steps < 1 or runs < 2 or warmup < 0:
+        raise RunError(f"An exponent and its interval need a step or more and two or more runs; got {steps} steps and {runs} runs.")
     if mirror.turned:
         raise RunError("A reflection inside continuous rotations has neutral directions, whose growth is zero. Take a sign or a swap.")
     subspace = Subspace(Landscape(model, loss, inputs, targets), mirror)
     land, basis = subspace.landscape, subspace.basis
 
     def step(theta: Tensor, delta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        pair = vjp(lambda t: grad(land.value)(t, x, y), theta)
-        slope, bent = pair[0], pair[1](delta)[0]  # H is symmetric
+        slope, bent = slope_and_product(lambda t: land.value(t, x, y), theta, delta)
         return theta - rate * (slope + decay * theta), delta - rate * (bent + decay * delta)
 
     seeds = [seed + run for run in range(runs)]

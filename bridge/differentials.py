@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noetherflow.errors import RuleError
 from noetherflow.numeric.integrate import integrate
+from noetherflow.numeric.model_loss import loss_at
 from noetherflow.symbolic.differentials import Differential
 from noetherflow.symbolic.modified import ModifiedEquation, resolved
 from noetherflow.symbolic.pairings import parts
@@ -29,7 +30,7 @@ def loss_of(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], inp
     """The loss of a model on one batch as a function of its parameters by name."""
 
     def loss(point: Point) -> Tensor:
-        return criterion(torch.func.functional_call(model, dict(point), (inputs,)), targets)
+        return loss_at(model, point, (inputs,), (targets,), criterion)
 
     return loss
 

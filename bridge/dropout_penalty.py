@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from noetherflow.bridge.trace import trace
 from noetherflow.errors import ModelError
 from noetherflow.numeric.intervals import Interval, mean_interval
+from noetherflow.numeric.model_loss import check_loss, loss_at
 from noetherflow.numeric.progress import shown
 from noetherflow.symbolic.discrete import DiscreteSymmetries, discrete_symmetries
 from noetherflow.symbolic.dropout import PROBABILITY, RATIO
@@ -88,7 +89,8 @@ def dropout_penalty(
     ----------
     model : nn.Module
         With ``nn.Dropout`` layers (or their 1d, 2d, 3d forms), which are taken as active whatever their mode; other layers are left in the
-        mode that they are in. Not changed. Dropout inside attention or recurrent layers, or called as a function, is not looked at.
+        mode that they are in. Not changed. Dropout inside attention or recurrent layers, called as a function, or of another kind
+        (AlphaDropout) must be off.
     inputs, targets : Tensor
         One batch.
     loss : callable
@@ -104,7 +106,9 @@ def dropout_penalty(
     Raises
     ------
     ModelError
-        If there is no dropout layer with 0 < p < 1.
+        If there is no dropout layer with 0 < p < 1, or one with p = 1.
+    RunError
+        If the loss is random without the layers' masks, fails on the data, or is not finite.
 
     Notes
     -----
@@ -117,13 +121,16 @@ def dropout_penalty(
     >>> found.measured.holds(found.total), [s.kind for s in found.removed]
     (True, ['linear', 'affine'])
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS) and 0 < m.p < 1}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS) and m.p > 0}
+    whole = [name for name, m in layers.items() if m.p == 1]
+    if whole:
+        raise ModelError(f"Dropout with p = 1 ({', '.join(whole)}) leaves nothing to average over. Give 0 < p < 1.", layers=whole)
     if not layers:
         raise ModelError("The model has no dropout layer with 0 < p < 1, so nothing is masked. Dropout called as a function is not seen.")
     bare, active = (_with_dropout(model, on) for on in (False, True))
     own = {name: m for name, m in bare.named_modules() if name in layers}
     evaluate = _Masked(bare, own, inputs, targets, loss)
-    clean, ones = evaluate.clean()
+    clean, ones = check_loss(evaluate.bare), evaluate.met()
     predicted = {name: float(RATIO.subs(PROBABILITY, _probability(own, name))) / 2 * evaluate.bent(ones, name) for name in ones}
     random = torch.Generator().manual_seed(seed)
     values = [evaluate(_drawn(ones, own, random)) - clean for _ in shown(range(draws), "dropout masks", draws)]
@@ -157,13 +164,17 @@ class _Masked:
         self, model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, targets: Tensor, loss: Callable[..., Tensor]
     ) -> None:
         self.model, self.layers, self.inputs, self.targets, self.loss = model, layers, inputs, targets, loss
-        self.buffers = {name: b.clone() for name, b in model.named_buffers()}
 
-    def clean(self) -> tuple[float, Masks]:
-        """L(1), and masks of ones of the shapes that were met."""
-        met: Masks = {}
-        with torch.no_grad(), self._listening(lambda name, x: met.setdefault(name, _ones(self.layers[_layer(name)], x))):
-            return float(self._loss()), met
+    def bare(self) -> Tensor:
+        """L(1)."""
+        return self._loss()
+
+    def met(self) -> Masks:
+        """Masks of ones, of the shapes that are met."""
+        found: Masks = {}
+        with torch.no_grad(), self._listening(lambda name, x: found.setdefault(name, _ones(self.layers[_layer(name)], x))):
+            self._loss()
+        return found
 
     def __call__(self, masks: Masks) -> float:
         with torch.no_grad(), self._listening(lambda name, x: masks[name]):
@@ -184,9 +195,7 @@ class _Masked:
         return total
 
     def _loss(self) -> Tensor:
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(self.buffers[name])
-        return self.loss(self.model(self.inputs), self.targets)
+        return loss_at(self.model, {}, (self.inputs,), (self.targets,), self.loss)
 
     @contextmanager
     def _listening(self, mask: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
@@ -208,10 +217,14 @@ class _Masked:
 
 
 def _ones(layer: nn.Module, x: Tensor) -> Tensor:
-    """One mask for every value, or for every channel of every sample."""
-    spatial = 0 if type(layer) is nn.Dropout else int(type(layer).__name__[-2])
-    shape = list(x.shape[: x.dim() - spatial]) + [1] * spatial
-    return torch.ones(shape, dtype=x.dtype)
+    """One mask for every value, or for every channel of every sample: torch masks the first two axes, whatever the layer is called, or the
+    first where it takes the input for a single sample.
+    """
+    if isinstance(layer, nn.Dropout):
+        return torch.ones_like(x)
+    single = (isinstance(layer, nn.Dropout1d) and x.dim() == 2) or (isinstance(layer, nn.Dropout3d) and x.dim() == 4)
+    masked = x.shape[: 1 if single else 2]
+    return torch.ones([*masked, *[1] * (x.dim() - len(masked))], dtype=x.dtype, device=x.device)
 
 
 def _drawn(ones: Masks, layers: Mapping[str, nn.Module], random: torch.Generator) -> Masks:

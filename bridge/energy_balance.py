@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 import sympy as sp
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from noetherflow.bridge.optimizers import Reader, reader_of
+from noetherflow.bridge.replay import loss_function
 from noetherflow.bridge.trace import Loss
-from noetherflow.bridge.verify import LOSS_FUNCTIONS
 from noetherflow.errors import RuleError, RunError
 from noetherflow.numeric.energy_report import KINKS, EnergyRecord, EnergyReport
+from noetherflow.numeric.model_loss import check_loss, evaluating, loss_at
 from noetherflow.numeric.progress import shown
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 from noetherflow.numeric.segments import segment
@@ -70,7 +71,8 @@ def energy_balance(
     Raises
     ------
     RunError
-        If there are too few batches, the loss is unknown, or the loss is not a function of the parameters (dropout).
+        If there are too few batches; if the loss is unknown, fails on the data, is not finite at the start, or is no function of the
+        parameters (dropout); if the optimizer is another model's, or nothing is trainable.
 
     Examples
     --------
@@ -82,38 +84,27 @@ def energy_balance(
     >>> report.holds, report.mechanisms
     (True, ('gradient', 'noise', 'weight_decay', 'momentum', 'curvature', 'kinks'))
     """
-    function = _function(loss)
+    function = loss_function(loss)
     reader = reader_of(optimizer)
     names = {id(p): n for n, p in model.named_parameters()}
+    strange = sum(id(p) not in names for group in optimizer.param_groups for p in group["params"])
+    if strange or not any(p.requires_grad for p in model.parameters()):
+        raise RunError(
+            f"The optimizer has {strange} parameters that are not the model's. Give the optimizer of this model."
+            if strange
+            else "The model has no trainable parameter, so its loss does not change. Set requires_grad on some."
+        )
     sure = confidence(2 * (steps or LONGEST))
     records: list[EnergyRecord] = []
     for step, batch in enumerate(shown(islice(batches, steps), "training and balancing", total=steps)):
         run = _Step(model, optimizer, reader, names, function, batch, population or batch)
         if step == 0:
-            _check_function(run)
+            point, constants = double_state(model)
+            check_loss(partial(run.f(constants), point))
         records.append(run.taken(step, sure))
     if not records or len(records) < (steps or 0):
         raise RunError(f"The batches ended after {len(records)} of {steps or 'one or more'} steps. Give more of them, or fewer steps.")
     return EnergyReport(tuple(records), " and ".join(dict.fromkeys(reader.form(o).name for o in optimizer.param_groups)))
-
-
-def _function(loss: Loss) -> Callable[..., Tensor]:
-    if callable(loss):
-        return loss
-    if loss not in LOSS_FUNCTIONS:
-        raise RunError(f"Unknown loss {loss!r}. Expected one of {sorted(LOSS_FUNCTIONS)}, or a callable loss(output, targets).", loss=loss)
-    return LOSS_FUNCTIONS[loss]
-
-
-def _check_function(run: _Step) -> None:
-    point, constants = double_state(run.model)
-    with torch.no_grad():
-        first, second = (float(run.f(constants)(point)) for _ in range(2))
-    if first != second:
-        raise RunError(
-            f"The loss of one batch at the same parameters was {first} and then {second}: it is no function of the parameters (dropout?). "
-            "Put the model in eval mode, or take dropout out."
-        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ class _Step:
 
         def loss(parameters: Tensors) -> Tensor:
             kept = {name: t.clone() for name, t in constants.items()}
-            return self.function(functional_call(self.model, {**parameters, **kept}, (x,)), y)
+            return loss_at(self.model, {**parameters, **kept}, (x,), (y,), self.function)
 
         return loss
 
@@ -145,7 +136,8 @@ class _Step:
         f = self.f(constants)
         value, slope, spread = self._gradient(f, before)
         optimizer.zero_grad()
-        self.function(model(self.batch[0]), self.batch[1]).backward()  # type: ignore[no-untyped-call]
+        with evaluating(self.batch):
+            self.function(model(self.batch[0]), self.batch[1]).backward()  # type: ignore[no-untyped-call]
         groups = [self._group(options, before, slope) for options in optimizer.param_groups]
         optimizer.step()
         after, _ = double_state(model)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape as escaped
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from noetherflow.bridge.fixed_subspace import FixedSubspace
 from noetherflow.bridge.optimizers import reader_of
@@ -31,6 +32,8 @@ from noetherflow.bridge.step_maps import step_map
 from noetherflow.bridge.trace import Loss, first_tensor
 from noetherflow.bridge.transverse import ON_IT, objective
 from noetherflow.errors import ModelError, RuleError, RunError
+from noetherflow.numeric.curvature import slope_and_product
+from noetherflow.numeric.model_loss import check_loss
 from noetherflow.numeric.order import FEWEST, Order, fit_order
 from noetherflow.numeric.progress import shown
 from noetherflow.symbolic.forms import THETA
@@ -124,7 +127,8 @@ def escape(
     RuleError
         If the optimizer has several groups or its step is no function of entries.
     RunError
-        If the direction has no transverse part, or the tangent is not finite (a rule that is not differentiable there).
+        If the direction has no transverse part, the loss fails on the data, is not finite or is random (dropout), or the tangent is not
+        finite (a rule that is not differentiable there).
 
     Examples
     --------
@@ -144,10 +148,11 @@ def escape(
     if float(across.norm()) <= 1e-12 * float(direction.norm()):  # rounding of the projection
         raise RunError("The direction lies in the fixed subspace. Give one with a part across it.")
     across = across / across.norm()
-    listed = list(batches)
+    listed, start = list(batches), subspace.flat(model)
+    for inputs, target in listed[:1]:
+        check_loss(partial(objective(model, subspace, inputs, target, loss), start))
     tangent = _Tangent(copy.deepcopy(model), make_optimizer, loss, subspace, across)
     growth = [1.0, *(tangent.step(inputs, target) for inputs, target in shown(listed, "tangent run", len(listed)))]
-    start = subspace.flat(model)
     runs = [_perturbed(model, make_optimizer, listed, loss, subspace, start + size * across) for size in sizes]
     errors = [float((run[-1] / size - tangent.delta).norm() / tangent.delta.norm()) for size, run in zip(sizes, runs, strict=True)]
     measured = [torch.stack([part.norm() for part in run]) / size for size, run in zip(sizes, runs, strict=True)]
@@ -183,9 +188,9 @@ class _Tangent:
     def step(self, inputs: Any, target: Any) -> float:
         """One step of both; the norm of the tangent."""
         numbers = self._reader.values(self._options, self._optimizer.state.get(self._options["params"][0], {}))
-        slope = grad(objective(self._model, self._subspace, inputs, target, self._loss))
-        gradient, along = _pulled(slope, self._state[THETA.name])
-        state, turned = (self._state, gradient), (self._moving, along(self.delta)[0])  # the Hessian is its own transpose
+        value = objective(self._model, self._subspace, inputs, target, self._loss)
+        gradient, bent = slope_and_product(value, self._state[THETA.name], self.delta)
+        state, turned = (self._state, gradient), (self._moving, bent)
         self._state, self._moving = _pushed(lambda before, g: self._map(before, g, numbers), state, turned)
         if not bool(self.delta.isfinite().all()):
             raise RunError("The tangent of the step is not finite: the rule is not differentiable at an entry whose gradient is zero.")

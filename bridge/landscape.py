@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vjp, vmap
+from torch.func import grad, vmap
 
-from noetherflow.bridge.verify import LOSS_FUNCTIONS
-from noetherflow.errors import RunError
+from noetherflow.bridge.replay import loss_function
+from noetherflow.errors import ModelError
+from noetherflow.numeric.curvature import CHUNK, hessian_times
+from noetherflow.numeric.model_loss import check_loss, loss_at
 
 LossFunction = Callable[[Any, Tensor], Tensor]
-CHUNK: Final = 64  # directions, or samples, that are differentiated at a time: bounds memory
 
 
 class Landscape:
@@ -29,6 +30,13 @@ class Landscape:
     inputs, targets : Tensor
         Floating-point data are taken in float64.
 
+    Raises
+    ------
+    RunError
+        If the loss is unknown, fails on the data, is not finite, or is random (dropout).
+    ModelError
+        If nothing is trainable.
+
     Examples
     --------
     >>> _ = torch.manual_seed(0)
@@ -39,14 +47,14 @@ class Landscape:
     """
 
     def __init__(self, model: nn.Module, loss: str | LossFunction, inputs: Tensor, targets: Tensor) -> None:
-        function = LOSS_FUNCTIONS.get(loss) if isinstance(loss, str) else loss
-        if function is None:
-            raise RunError(f"No loss is called {loss!r}. Give one of {sorted(LOSS_FUNCTIONS)}, or a callable loss(output, targets).")
-        self._model, self._loss = copy.deepcopy(model).double(), function
+        self._model, self._loss = copy.deepcopy(model).double(), loss_function(loss)
         trainable = {n: p.detach().clone() for n, p in self._model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ModelError("The model has no trainable parameter. Set requires_grad on some.")
         self.shapes = {name: tuple(p.shape) for name, p in trainable.items()}
         self.start = self.flat(trainable)
         self.inputs, self.targets = (t.double() if t.is_floating_point() else t for t in (inputs, targets))
+        check_loss(lambda: self.value(self.start))
 
     def flat(self, params: Mapping[str, Tensor]) -> Tensor:
         """The vector of parameters given by name, zero for those not given."""
@@ -61,7 +69,7 @@ class Landscape:
     def value(self, theta: Tensor, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
         """The loss, on other samples if they are given."""
         x, y = (self.inputs, self.targets) if inputs is None or targets is None else (inputs, targets)
-        return self._loss(functional_call(self._model, self.named(theta), (x,)), y)
+        return loss_at(self._model, self.named(theta), (x,), (y,), self._loss)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L, shape (P,)."""
@@ -80,13 +88,7 @@ class Landscape:
 
     def hessian_times(self, theta: Tensor, directions: Tensor) -> Tensor:
         """H v for each row v of `directions`, shape (m, P)."""
-
-        def one(v: Tensor) -> Tensor:
-            moved: Tensor = vjp(grad(self.value), theta)[1](v)[0]  # H is symmetric
-            return moved
-
-        found: Tensor = vmap(one, chunk_size=CHUNK)(directions)
-        return found
+        return hessian_times(self.value, theta, directions)
 
     def contracted(self, theta: Tensor, *directions: Tensor) -> Tensor:
         """D^{k+1}L[v_1, ..., v_k, ·], shape (P,)."""

@@ -277,6 +277,10 @@ def mirrors(graph: ArchitectureGraph) -> Mirrors:
 
     Notes
     -----
+    Running statistics are no parameters and are not moved. Of a network traced in training mode, where norms go by the batch, a mirror may
+    flip or exchange what their statistics belong to: the function in training mode is unchanged, that in eval mode only after the
+    statistics have been estimated anew (`noetherflow.merge` with batches). Traced in eval mode, the network does not have such mirrors.
+
     Positive rescalings of ReLU units hold no reflection. The point where all weights of such a unit vanish is a fixed point of every
     gradient all the same, by continuity: L(w, 0) = L(αw, 0) → L(0, 0), so L is constant along w there, and likewise along u.
     Source: ziyin2024symmetry (mirrors); own (their derivation).

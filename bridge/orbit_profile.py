@@ -29,12 +29,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from noetherflow.bridge.group_elements import Element, exponential, pairing, projected, tangent, zeros
 from noetherflow.bridge.orbits import Source, orbit_of
 from noetherflow.errors import ModelError
 from noetherflow.numeric.curvature import Product, hessian_product, largest_eigenvalue
+from noetherflow.numeric.model_loss import check_loss, loss_at
 from noetherflow.numeric.palette import ACCENTS, MUTED
 from noetherflow.numeric.progress import shown
 from noetherflow.symbolic.symmetries import Symmetry
@@ -159,6 +160,8 @@ def orbit_profile(
     ------
     ModelError
         If the model is not in float64, has no such family, or the direction does not fit.
+    RunError
+        If the loss fails on the data or on a single sample (a norm over the batch), is not finite, or is random (dropout).
 
     Notes
     -----
@@ -183,6 +186,8 @@ def orbit_profile(
         raise ModelError(f"No family number {family}: the model has {len(names)} families of scales and matrices, {names[:6]}.")
     problem = _Problem(model, loss, inputs, targets)
     chosen = scaled[family]
+    if not len(at):
+        raise ModelError("A profile has one place or more; got none.")
     coordinates = problem.steepest(chosen) if direction is None else direction.to(torch.float64)
     _check(chosen, coordinates)
     return _profile(problem, chosen, coordinates, np.asarray(at, dtype=np.float64))
@@ -194,15 +199,16 @@ class _Problem:
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> None:
         self.model, self.loss, self.inputs, self.targets = model, loss, inputs, targets
         self.point = {name: p.detach().clone() for name, p in model.named_parameters()}
+        check_loss(lambda: self.mean(self.point))
 
     def mean(self, point: Mapping[str, Tensor]) -> Tensor:
-        return self.loss(functional_call(self.model, dict(point), (self.inputs,)), self.targets)
+        return loss_at(self.model, point, (self.inputs,), (self.targets,), self.loss)
 
     def samples(self, point: Mapping[str, Tensor]) -> Vectors:
         """Gradients of single samples, shape (N, *shape)."""
 
         def one(p: Vectors, x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(functional_call(self.model, p, (x[None],)), y[None])
+            return loss_at(self.model, p, (x[None],), (y[None],), self.loss)
 
         return vmap(grad(one), in_dims=(None, 0, 0))(dict(point), self.inputs, self.targets)  # type: ignore[no-any-return]
 
@@ -226,11 +232,11 @@ def _each(gradients: Vectors) -> list[Vectors]:
 
 def _check(family: Symmetry, coordinates: Tensor) -> None:
     shape = zeros(family, coordinates.device).shape
-    if coordinates.shape == shape and torch.allclose(projected(family, coordinates), coordinates):
+    if coordinates.shape == shape and torch.allclose(projected(family, coordinates), coordinates) and bool(coordinates.any()):
         return
     means = f", of zero mean along indices {sorted(family.zero_mean)}" if family.zero_mean else ""
     kind = ", symmetric" if family.matrix else means
-    raise ModelError(f"A direction in {family.name} has shape {tuple(shape)}{kind}; got shape {tuple(coordinates.shape)}.")
+    raise ModelError(f"A direction in {family.name} has shape {tuple(shape)}{kind}, and is not zero; got {coordinates}.")
 
 
 def _profile(problem: _Problem, family: Symmetry, direction: Tensor, at: Floats) -> OrbitProfile:

@@ -47,7 +47,9 @@ class ClassOrder:
         For each copy the classes of units that are identical to the last bit, up to signs, in the parameters as given.
     stabilizer : int
         Number of permutations of units, with signs where these are symmetries, that leave the parameters as given unchanged to the last
-        bit. Elements that move other classes along as well may do so too; they are not counted.
+        bit, counting the group that swaps of two units generate: all of them, but where a tensor carries the index twice (a recurrent
+        weight that is circulant is left by cyclic shifts, and by no swap). Elements that move other classes along as well may do so too;
+        they are not counted.
     """
 
     factor: Permutations

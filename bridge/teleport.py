@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from noetherflow.bridge.given_charges import move_to_charges
 from noetherflow.bridge.group_elements import Element, act_all, exponential, zeros
 from noetherflow.bridge.orbits import Moved, Orbit, Source, orbit_of
 from noetherflow.errors import ModelError
+from noetherflow.numeric.model_loss import loss_at
 from noetherflow.symbolic.symmetries import Symmetry
 
 Objective = Callable[[Mapping[str, Tensor]], Tensor]
@@ -158,8 +158,7 @@ def squared_gradient(model: nn.Module, loss: Callable[..., Tensor], inputs: Any,
 
     def objective(parameters: Mapping[str, Tensor]) -> Tensor:
         leaves = {name: p if p.requires_grad else p.detach().requires_grad_(name in trainable) for name, p in parameters.items()}
-        buffers = {name: b.clone() for name, b in model.named_buffers()}  # a forward pass in training mode writes running statistics
-        value = loss(functional_call(model, {**leaves, **buffers}, arguments), *targets)
+        value = loss_at(model, leaves, arguments, targets, loss)
         own = [leaves[name] for name in trainable]
         slopes = torch.autograd.grad(value, own, create_graph=True, allow_unused=True, materialize_grads=True)
         return torch.stack([s.square().sum() for s in slopes]).sum()

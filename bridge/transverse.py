@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from noetherflow.bridge.fixed_subspace import FixedSubspace
 from noetherflow.bridge.replay import loss_function
 from noetherflow.bridge.trace import Loss, first_tensor
 from noetherflow.errors import ModelError
+from noetherflow.numeric.curvature import hessian_times, slope_and_product
+from noetherflow.numeric.model_loss import check_loss, loss_at
 
 ON_IT: Final = 1e-20  # of Δ: a relative distance of 1e-10 is far above what rounding adds up to, and far below any breaking that matters
-CHUNK: Final = 64
 LARGEST: Final = 4096
 
 Objective = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ def objective(model: nn.Module, subspace: FixedSubspace, inputs: Any, target: An
 
     def value(theta: Tensor) -> Tensor:
         params = {name: part.to(like[name]) for name, part in subspace.unflat(theta).items()}
-        return function(first_tensor(functional_call(model, params, given)), *told)
+        return loss_at(model, params, given, told, lambda output, *targets: function(first_tensor(output), *targets))
 
     return value
 
@@ -66,8 +66,7 @@ class TransverseHessian:
 
     def whole(self, vector: Tensor) -> Tensor:
         """H v with the whole Hessian, shape (D,)."""
-        found: Tensor = grad(lambda t: (grad(self.value)(t) * vector).sum())(self.theta)
-        return found
+        return slope_and_product(self.value, self.theta, vector)[1]
 
     def times(self, vector: Tensor) -> Tensor:
         """H⊥ v = (1 - P) H (1 - P) v, shape (D,)."""
@@ -84,7 +83,7 @@ class TransverseHessian:
                 dimension=self.dimension,
             )
         basis = self.subspace.vectors.transverse()
-        found = vmap(self.whole, chunk_size=CHUNK)(basis) @ basis.mT if len(basis) else basis.new_zeros(0, 0)
+        found = hessian_times(self.value, self.theta, basis) @ basis.mT if len(basis) else basis.new_zeros(0, 0)
         symmetric: Tensor = (found + found.mT) / 2
         return symmetric
 
@@ -107,7 +106,7 @@ def transverse_hessian(
     Parameters
     ----------
     model : nn.Module
-        At a point of the subspace. Its forward pass must change no buffers; float64 advised.
+        At a point of the subspace. Not changed; float64 advised.
     inputs : Tensor or tuple
     target : optional
     loss : str, nn.Module or callable
@@ -123,6 +122,8 @@ def transverse_hessian(
     ------
     ModelError
         If the parameters are not on the subspace.
+    RunError
+        If the loss fails on the data, is not finite, or is random (dropout).
 
     Examples
     --------
@@ -142,4 +143,6 @@ def transverse_hessian(
             f"The parameters are not on the fixed subspace: Δ = {breaking:.3g} > {ON_IT:g}. Project them first (subspace.project).",
             breaking=breaking,
         )
-    return TransverseHessian(subspace.flat(model), objective(model, subspace, inputs, target, loss), subspace)
+    theta, value = subspace.flat(model), objective(model, subspace, inputs, target, loss)
+    check_loss(lambda: value(theta))
+    return TransverseHessian(theta, value, subspace)

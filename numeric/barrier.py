@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from noetherflow.errors import ModelError, RunError
 from noetherflow.numeric.merging import Batch, estimate_statistics, has_statistics, merge
+from noetherflow.numeric.model_loss import evaluating
 from noetherflow.numeric.palette import ACCENTS, BAD, MUTED, STYLE
 from noetherflow.numeric.progress import shown
 
@@ -40,7 +41,7 @@ class Barrier:
     losses : tuple of float
         Mean over all samples, in float64.
     accuracies : tuple of float or None
-        Share of samples whose largest output is their class; None where targets are not classes.
+        Share of samples whose largest output is their class; None where targets are not classes, or the axis of classes is not clear.
     reestimated : bool
         Whether running statistics of batch normalisations were estimated anew at every point, the ends included.
     """
@@ -126,7 +127,7 @@ def barrier(model_a: nn.Module, model_b: nn.Module, batches: Iterable[Batch], lo
     Raises
     ------
     RunError
-        If there are no batches, or fewer than 3 points.
+        If there are no batches or an empty one, if model or loss fail on them, or for fewer than 3 points.
     ModelError
         If the models are of different architectures, or a loss is not a finite number.
 
@@ -161,16 +162,27 @@ def in_double(batches: Iterable[Batch]) -> tuple[Batch, ...]:
     Raises
     ------
     RunError
-        If there are none.
+        If there are none, or one is empty.
     """
     read = tuple((_doubled(inputs), _doubled(targets)) for inputs, targets in batches)
-    if not read:
-        raise RunError("There are no batches to measure a loss on. Give at least one pair of inputs and targets (an iterator is used up).")
+    if not read or not all(len(targets) for _, targets in read):
+        raise RunError(
+            "There are no batches to measure a loss on, or one of them is empty. Give at least one pair of inputs and targets (an iterator "
+            "is used up)."
+        )
     return read
 
 
 def _doubled(what: Any) -> Any:
     return what.double() if isinstance(what, Tensor) and what.is_floating_point() else what
+
+
+def _class_axis(output: Any, targets: Tensor) -> int | None:
+    """The axis of outputs without which they have the shape of whole-numbered targets: 1 for images, the last for logits of a sequence."""
+    if not isinstance(output, Tensor) or targets.is_floating_point():
+        return None
+    axes = [axis for axis in range(1, output.ndim) if (*output.shape[:axis], *output.shape[axis + 1 :]) == tuple(targets.shape)]
+    return axes[0] if len(axes) == 1 else None  # of a sequence as long as there are classes nothing is said
 
 
 def _measured(ends: Sequence[nn.Module], weight: float, batches: Sequence[Batch], loss: Loss) -> tuple[float, float | None]:
@@ -180,11 +192,13 @@ def _measured(ends: Sequence[nn.Module], weight: float, batches: Sequence[Batch]
     total, right, count = 0.0, 0, 0
     classes = True
     for inputs, targets in batches:
-        output = model(inputs)
-        total += float(loss(output, targets)) * len(targets)
+        with evaluating((inputs, targets)):
+            output = model(inputs)
+            total += float(loss(output, targets)) * len(targets)
         count += len(targets)
-        classes = classes and isinstance(output, Tensor) and not targets.is_floating_point() and output.ndim == targets.ndim + 1
-        right += int((output.argmax(1) == targets).sum()) if classes else 0
+        axis = _class_axis(output, targets)
+        classes = classes and axis is not None
+        right += int((output.argmax(axis) == targets).sum()) if classes else 0
     mean = total / count
     if not np.isfinite(mean):
         raise ModelError(f"The loss at weight {weight:.3g} of b is {mean}. Check the models' parameters.", weight=weight)

@@ -1,6 +1,7 @@
 """Curvature of a function of parameters: Hessian-vector products, and extreme eigenvalues by Lanczos' method.
 
-Whole tensors by name; nothing is flattened for a product. Lanczos keeps its basis and orthogonalises anew at every step, which for the few
+Products come in two forms: of tensors by name, one after the other through one graph (`hessian_product`), and of many flat vectors at once
+(`hessian_times`). Lanczos keeps its basis and orthogonalises anew at every step, which for the few
 steps that an extreme eigenvalue takes costs little and leaves no ghosts; a Ritz pair's residual bounds its error (Parlett, The symmetric
 eigenvalue problem).
 """
@@ -8,10 +9,11 @@ eigenvalue problem).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.func import grad, vjp, vmap
 
 from noetherflow.errors import RunError
 
@@ -21,6 +23,7 @@ Product: TypeAlias = Callable[[Vector], dict[str, Tensor]]
 
 TOLERANCE: Final = 1e-10
 MOST_STEPS: Final = 200
+CHUNK: Final = 64  # directions at a time: bounds memory
 
 
 def hessian_product(function: Function, point: Vector) -> Product:
@@ -52,17 +55,23 @@ def hessian_product(function: Function, point: Vector) -> Product:
     return product
 
 
-def hessian_diagonal(function: Function, point: Vector) -> dict[str, Tensor]:
-    """The diagonal of the Hessian, exactly: one product for each entry, so for small networks."""
-    product = hessian_product(function, point)
-    zero = {name: torch.zeros_like(tensor) for name, tensor in point.items()}
+def slope_and_product(value: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """∇L and H v of a function of one flat vector, shapes (P,); may be vmapped.
 
-    def entry(name: str, place: int) -> Tensor:
-        unit = zero[name].clone()
-        unit.view(-1)[place] = 1.0
-        return product({**zero, name: unit})[name].reshape(-1)[place]
+    Examples
+    --------
+    >>> slope, bent = slope_and_product(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))
+    >>> slope.tolist(), bent.tolist()
+    ([3.0, 12.0], [6.0, 12.0])
+    """
+    found: Any = vjp(grad(value), point)  # torch's type allows for a third part
+    return found[0], found[1](direction)[0]  # H is symmetric
 
-    return {name: torch.stack([entry(name, k) for k in range(t.numel())]).view(t.shape) for name, t in zero.items()}
+
+def hessian_times(value: Callable[[Tensor], Tensor], point: Tensor, directions: Tensor) -> Tensor:
+    """H v for each row v of `directions`, shape (m, P)."""
+    found: Tensor = vmap(lambda v: slope_and_product(value, point, v)[1], chunk_size=CHUNK)(directions)
+    return found
 
 
 def largest_eigenvalue(product: Product, like: Vector, *, tolerance: float = TOLERANCE, smallest: bool = False) -> float:

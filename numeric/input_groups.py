@@ -18,7 +18,17 @@ from noetherflow.errors import DataError
 from noetherflow.numeric.polar_images import polar_images
 from noetherflow.numeric.rounding import confidence, unit_roundoff
 
-__all__ = ["Circle", "FiniteGroup", "circle_of", "cyclic_shifts", "generated", "polar_images", "representation_defects", "ring_rotations"]
+__all__ = [
+    "Circle",
+    "FiniteGroup",
+    "circle_of",
+    "closed",
+    "cyclic_shifts",
+    "generated",
+    "polar_images",
+    "representation_defects",
+    "ring_rotations",
+]
 
 LARGEST_ORDER: Final = 4096
 
@@ -51,9 +61,9 @@ class Circle:
     def __post_init__(self) -> None:
         omega = self.generator.double()
         object.__setattr__(self, "generator", omega)
-        if omega.dim() != 2 or omega.shape[0] != omega.shape[1]:
+        if omega.dim() != 2 or omega.shape[0] != omega.shape[1] or not omega.numel():
             raise DataError(f"A generator is a square matrix; got shape {tuple(omega.shape)}.", shape=tuple(omega.shape))
-        if float((omega + omega.T).abs().max()) > _rounding(omega):
+        if not float((omega + omega.T).abs().max()) <= _rounding(omega):
             raise DataError("The generator is not antisymmetric, so its group does not act orthogonally. Give Ω with Ωᵀ = -Ω.")
         values = self._spectrum[0]
         if float((values - values.round()).abs().max()) > _rounding(omega):
@@ -139,7 +149,7 @@ def generated(*generators: Tensor, name: str = "finite group") -> FiniteGroup:
     Raises
     ------
     DataError
-        A matrix is not orthogonal, or there are more than `LARGEST_ORDER` products.
+        A matrix is not orthogonal, sizes differ, or there are more than `LARGEST_ORDER` products.
 
     Examples
     --------
@@ -148,8 +158,10 @@ def generated(*generators: Tensor, name: str = "finite group") -> FiniteGroup:
     8
     """
     matrices = tuple(g.double() for g in generators)
+    if not matrices or len({g.shape for g in matrices}) > 1 or not matrices[0].numel():
+        raise DataError(f"Generators are square matrices of one size, one or more; got shapes {[tuple(g.shape) for g in matrices]}.")
     for g in matrices:
-        if g.dim() != 2 or float((g @ g.T - torch.eye(len(g), dtype=g.dtype)).abs().max()) > _rounding(g):
+        if g.dim() != 2 or not float((g @ g.T - torch.eye(len(g), dtype=g.dtype)).abs().max()) <= _rounding(g):
             raise DataError("An element does not act orthogonally: ρ ρᵀ is not the identity to rounding.", shape=tuple(g.shape))
     size = len(matrices[0])
     elements = torch.eye(size, dtype=torch.float64)[None]
@@ -161,6 +173,26 @@ def generated(*generators: Tensor, name: str = "finite group") -> FiniteGroup:
         if len(elements) > LARGEST_ORDER:
             raise DataError(f"More than {LARGEST_ORDER} products of the generators differ: they generate no (small) finite group.")
     return FiniteGroup(elements, matrices, name)
+
+
+def closed(elements: Tensor) -> bool:
+    """Whether products of any two matrices are among them, to rounding: a finite set of invertible ones is then a group.
+
+    Told by one random linear function of the entries, which separates different matrices with probability one.
+
+    Examples
+    --------
+    >>> closed(cyclic_shifts(4).elements), closed(cyclic_shifts(4).elements[:3])
+    (True, False)
+    """
+    if not elements.numel() or not bool(elements.isfinite().all()):
+        return False
+    drawn = torch.randn(elements.shape[1:], generator=torch.Generator().manual_seed(0), dtype=elements.dtype)
+    told = (elements * drawn).sum((1, 2)).sort().values
+    products = (elements.mT @ drawn).flatten(1) @ elements.flatten(1).T  # ⟨R, ρσ⟩ = ⟨ρᵀR, σ⟩
+    above = torch.searchsorted(told, products.flatten()).clamp(max=len(told) - 1)
+    nearest = torch.minimum((told[above] - products.flatten()).abs(), (told[(above - 1).clamp(min=0)] - products.flatten()).abs())
+    return bool((nearest <= 1e-6).all())  # as in `_not_among`
 
 
 def _not_among(products: Tensor, elements: Tensor) -> Tensor:

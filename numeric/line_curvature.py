@@ -24,11 +24,11 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from noetherflow.errors import ModelError, RunError
 from noetherflow.numeric.barrier import Loss, in_double
 from noetherflow.numeric.merging import Batch, has_statistics, merge
+from noetherflow.numeric.model_loss import evaluating, output_at
 from noetherflow.numeric.progress import shown
 
 __all__ = ["LineCurvature", "line_curvature", "peano_kernel"]
@@ -122,7 +122,8 @@ def line_curvature(
     Raises
     ------
     ModelError
-        If a batch normalisation has running statistics: they change along the line in a way that no derivative here sees.
+        If a batch normalisation has running statistics, or other buffers differ: they change along the line in a way that no derivative
+        here sees.
     RunError
         If t is not between 0 and 1, or there are no batches.
 
@@ -147,6 +148,9 @@ def line_curvature(
             "A batch normalisation has running statistics, no smooth function of the point on the line. Measure by nf.barrier, or "
             "set track_running_stats=False."
         )
+    moving = _moving_buffers(model_a, model_b)
+    if moving:
+        raise ModelError(f"Buffers {moving[:4]} differ between the models: they change along the line, which no derivative here sees.")
     read = in_double(batches)
     ends = [copy.deepcopy(model).double().eval() for model in (model_a, model_b)]
     model, (first, last) = merge(ends[0], ends[1]), (dict(end.named_parameters()) for end in ends)
@@ -155,6 +159,11 @@ def line_curvature(
     places, masses = _quadrature(weight, nodes)
     parts = [_parts(model, start, step, s, read, loss) for s in shown(places, "curvature along the line", total=len(places))]
     return LineCurvature(weight, places, masses, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
+
+
+def _moving_buffers(model_a: nn.Module, model_b: nn.Module) -> list[str]:
+    theirs = dict(model_b.named_buffers())
+    return [n for n, b in model_a.named_buffers() if b.is_floating_point() and n in theirs and not torch.equal(b, theirs[n].to(b))]
 
 
 def _quadrature(t: float, nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -175,12 +184,13 @@ def _parts(model: nn.Module, start: Tensors, step: Tensors, s: float, batches: S
 
 
 def _output(model: nn.Module, start: Tensors, step: Tensors, inputs: object, s: Tensor) -> Tensor:
-    output: Tensor = functional_call(model, {name: p + s * step[name] for name, p in start.items()}, (inputs,))
+    output: Tensor = output_at(model, {name: p + s * step[name] for name, p in start.items()}, (inputs,))
     return output
 
 
 def _lost(loss: Loss, targets: Tensor, output: Tensor) -> Tensor:
-    return loss(output, targets)
+    with evaluating((output, targets)):
+        return loss(output, targets)
 
 
 def _of_batch(outputs: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor]:

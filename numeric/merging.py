@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from noetherflow.errors import ModelError
+from noetherflow.errors import ModelError, RunError
+from noetherflow.numeric.model_loss import evaluating
 
 __all__ = ["Batch", "estimate_statistics", "has_statistics", "merge"]
 
@@ -46,6 +47,8 @@ def merge(model_a: nn.Module, model_b: nn.Module, weight: float = 0.5, batches: 
     ------
     ModelError
         If the two have different parameters or buffers, or the weight is not finite.
+    RunError
+        If statistics are to be estimated from no batches, or from some that the model does not take.
 
     Examples
     --------
@@ -106,6 +109,8 @@ def estimate_statistics(model: nn.Module, batches: Sequence[Batch]) -> None:
     All layers' at once: a layer's statistics are those of a network that normalises by its batch, as in training. Dropout is off.
     """
     norms = _normalisations(model)
+    if norms and not batches:
+        raise RunError("There are no batches to estimate running statistics from. Give at least one (an iterator is used up).")
     modes, momenta = {m: m.training for m in model.modules()}, [m.momentum for m in norms]
     model.eval()
     for norm in norms:
@@ -113,7 +118,8 @@ def estimate_statistics(model: nn.Module, batches: Sequence[Batch]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
     for inputs, _ in batches if norms else ():
-        model(inputs)
+        with evaluating((inputs,)):
+            model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in modes.items():

@@ -12,9 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vjp, vmap
+from torch.func import grad, jacrev, vjp, vmap
 
 from noetherflow.errors import ModelError, RunError
+from noetherflow.numeric.model_loss import output_at
 from noetherflow.numeric.segments import NODES, unit_nodes
 
 Tensors = Mapping[str, Tensor]
@@ -67,8 +68,7 @@ class TangentKernel:
 
     def outputs(self, parameters: Tensors | None = None) -> Tensor:
         """Flattened outputs, shape (n,)."""
-        out: Tensor = functional_call(self.model, {**(parameters or self.parameters), **self.constants}, (self.inputs,))
-        return out.flatten()
+        return self._called(self.inputs, parameters or self.parameters)
 
     def pushed(self, direction: Tensors) -> Tensor:
         """J v: how outputs change along a change of parameters, shape (n,)."""
@@ -120,7 +120,12 @@ class TangentKernel:
         return half + half.T
 
     def _alone(self, sample: Tensor, parameters: Tensors) -> Tensor:
-        out: Tensor = functional_call(self.model, {**parameters, **self.constants}, (sample[None],))
+        return self._called(sample[None], parameters)
+
+    def _called(self, inputs: Tensor, parameters: Tensors) -> Tensor:
+        out = output_at(self.model, {**parameters, **self.constants}, (inputs,))
+        if not isinstance(out, Tensor):
+            raise ModelError(f"The model must return one tensor; it returned {type(out).__name__}. Wrap it so that it does.")
         return out.flatten()
 
     def _jacobian(self, sample: Tensor) -> Tensor:
@@ -159,9 +164,9 @@ def neural_tangent_kernel(model: nn.Module, inputs: Tensor, *, chunk: int = CHUN
     Raises
     ------
     ModelError
-        If outputs of one sample depend on others, or nothing is trainable.
+        If outputs of one sample depend on others, nothing is trainable, there are no samples, or the model does not return one tensor.
     RunError
-        If `chunk` is not positive.
+        If `chunk` is not positive, or the model does not take the inputs.
 
     Examples
     --------
@@ -176,6 +181,8 @@ def neural_tangent_kernel(model: nn.Module, inputs: Tensor, *, chunk: int = CHUN
     parameters, constants = double_state(model)
     if not parameters:
         raise ModelError("The model has no trainable parameter, so its tangent kernel is zero. Set requires_grad on some.")
+    if not len(inputs):
+        raise ModelError(f"A kernel needs a sample or more; got inputs of shape {tuple(inputs.shape)}.", shape=tuple(inputs.shape))
     data = inputs.double() if inputs.is_floating_point() else inputs
     kernel = TangentKernel(model, data, parameters, constants, chunk)
     _check_separate(kernel)

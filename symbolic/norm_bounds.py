@@ -28,15 +28,24 @@ from noetherflow.symbolic.laws import Law, Laws
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A parameter, or the part of it that a family moves."""
+    """A parameter, or the part of it that a family moves.
+
+    Attributes
+    ----------
+    parameter : str
+    patch : Patch
+    name : str
+        The parameter's; with the place of the part, ``weight[8:12, 0:4]``, where relations hold several parts of one parameter.
+    """
 
     parameter: str
     patch: Patch
+    name: str
 
     @property
     def norm(self) -> sp.Symbol:
         """‖P‖² as a symbol."""
-        return sp.Symbol(f"|{self.parameter}|^2", nonnegative=True)
+        return sp.Symbol(f"|{self.name}|^2", nonnegative=True)
 
     def measured(self, tensors: Mapping[str, Any]) -> float:
         """‖P‖²."""
@@ -95,7 +104,7 @@ class NormBounds:
     unreached: tuple[Block, ...]
 
     def evaluated(self, charges: Mapping[str, float], tensors: Mapping[str, Any]) -> dict[str, float]:
-        """Bounds as numbers.
+        """Bounds as numbers, by the names of blocks.
 
         Parameters
         ----------
@@ -105,28 +114,60 @@ class NormBounds:
             Of which only the known blocks are read.
         """
         values = {r.charge: charges[r.name] for r in self.relations} | {b.norm: b.measured(tensors) for b in self.known}
-        return {block.parameter: float(sp.sympify(bound).xreplace(values)) for block, bound in self.bounds.items()}
+        return {block.name: float(sp.sympify(bound).xreplace(values)) for block, bound in self.bounds.items()}
 
     def __str__(self) -> str:
         lines = [f"{block.norm} ≤ {bound}" for block, bound in self.bounds.items() if block not in self.known]
-        rest = [f"not bounded: {', '.join(block.parameter for block in self.unreached)}"] if self.unreached else []
+        rest = [f"not bounded: {', '.join(block.name for block in self.unreached)}"] if self.unreached else []
         return "\n".join([f"given {', '.join(str(block.norm) for block in self.known)}:", *(f"  {line}" for line in [*lines, *rest])])
 
 
-def norm_relations(laws: Laws) -> tuple[NormRelation, ...]:
+def norm_relations(laws: Laws, values: Mapping[str, float] | None = None) -> tuple[NormRelation, ...]:
     """The relation of every law with quadratic charges.
 
     Parameters
     ----------
     laws : Laws
         From ``nf.derive``, without a metric of their own.
+    values : mapping of str to float, optional
+        Hyper-parameters by the names of their symbols (``{"eta_0": 0.1, "eta_1": 0.4}``), where parameter groups differ in them: they weigh
+        the norms, and their signs decide which side a norm stands on.
 
     Returns
     -------
     tuple of NormRelation
         Exact: constant under gradient flow, moved by the laws' balance otherwise.
+
+    Raises
+    ------
+    RuleError
+        If a weight depends on a hyper-parameter without a value.
     """
-    return tuple(_relation(law, k) for k, law in enumerate(laws) if _adds_up(law))
+    numbered = [(k, law) for k, law in enumerate(laws) if _adds_up(law)]
+    blocks = _blocks(law for _, law in numbered)
+    return tuple(_relation(law, k, blocks, values or {}) for k, law in numbered)
+
+
+def _blocks(laws: Iterable[Law]) -> dict[tuple[str, Patch], Block]:
+    """All blocks, each under a name of its own: the query and key parts of one fused weight have norms of their own."""
+    patches: dict[str, dict[Patch, None]] = {}
+    for law in laws:
+        for action in law.symmetry.actions:
+            patches.setdefault(action.parameter, {})[action.patch] = None
+    out: dict[tuple[str, Patch], Block] = {}
+    for parameter, parts in patches.items():
+        names = [parameter + _box(patch) if len(parts) > 1 else parameter for patch in parts]
+        for k, (patch, name) in enumerate(zip(parts, names, strict=True)):  # parts may interleave in one box
+            out[parameter, patch] = Block(parameter, patch, name if names.count(name) == 1 else f"{name}#{k}")
+    return out
+
+
+def _box(patch: Patch) -> str:
+    """Where a part lies, as slices."""
+    stops = [offset + 1 for offset in patch.offsets]
+    for index in patch.indices:
+        stops[index.axis] += (index.size - 1) * index.stride
+    return f"[{', '.join(f'{start}:{stop}' for start, stop in zip(patch.offsets, stops, strict=True))}]"
 
 
 def _adds_up(law: Law) -> bool:
@@ -134,18 +175,30 @@ def _adds_up(law: Law) -> bool:
     return not law.symmetry.zero_mean and all(a.form in ("scale", "matrix") for a in law.symmetry.actions)
 
 
-def _relation(law: Law, number: int) -> NormRelation:
+def _relation(law: Law, number: int, blocks: Mapping[tuple[str, Patch], Block], values: Mapping[str, float]) -> NormRelation:
     place = {group: i for i, group in enumerate(law.groups)}
     weights: dict[Block, sp.Expr] = {}
     for action in law.symmetry.actions:
-        block = Block(action.parameter, action.patch)
-        metric = law.balance.weights[place[law.group_of[action.parameter]]]
+        block = blocks[action.parameter, action.patch]
+        metric = _valued(law.balance.weights[place[law.group_of[action.parameter]]], values)
         weights[block] = weights.get(block, sp.S.Zero) + action.weight * metric
     charge = sp.Symbol(f"2Q_{number}", real=True)
     return NormRelation(law.name, charge, tuple((block, w) for block, w in weights.items() if w != 0))
 
 
-def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
+def _valued(weight: sp.Expr, values: Mapping[str, float]) -> sp.Expr:
+    out = sp.sympify(weight)
+    out = out.xreplace({symbol: sp.Float(values[symbol.name], 17) for symbol in out.free_symbols if symbol.name in values})
+    if out.free_symbols:
+        raise RuleError(
+            f"The groups' norms are weighed by {weight}, which has no value. Give values={{name: number}} for "
+            f"{sorted(symbol.name for symbol in out.free_symbols)}.",
+            missing=out.free_symbols,
+        )
+    return out
+
+
+def norm_bounds(laws: Laws, known: str | Iterable[str], values: Mapping[str, float] | None = None) -> NormBounds:
     """Bound the norms of all parameters by those of some, through the charges that a network has.
 
     Parameters
@@ -153,7 +206,9 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
     laws : Laws
         From ``nf.derive``.
     known : str or iterable of str
-        Parameters whose norms are given.
+        Parameters whose norms are given (of all parts of theirs that relations hold), or names of single parts.
+    values : mapping of str to float, optional
+        Hyper-parameters by name, where parameter groups differ in them; see `norm_relations`.
 
     Returns
     -------
@@ -163,7 +218,7 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
     Raises
     ------
     RuleError
-        If a parameter is in no relation: nothing follows from its norm.
+        If a parameter is in no relation: nothing follows from its norm. If a hyper-parameter that weighs the norms has no value.
 
     Examples
     --------
@@ -174,13 +229,13 @@ def norm_bounds(laws: Laws, known: str | Iterable[str]) -> NormBounds:
       |layers.1.weight|^2 ≤ 2Q_1 + |layers.2.weight|^2
       |layers.0.weight|^2 ≤ 2Q_0 + 2Q_1 + |layers.2.weight|^2
     """
-    relations, wanted = norm_relations(laws), {known} if isinstance(known, str) else set(known)
+    relations, wanted = norm_relations(laws, values), {known} if isinstance(known, str) else set(known)
     blocks = dict.fromkeys(block for r in relations for block, _ in r.weights)
-    given = tuple(block for block in blocks if block.parameter in wanted)
-    if strange := wanted - {block.parameter for block in given}:
+    given = tuple(block for block in blocks if wanted & {block.parameter, block.name})
+    if strange := wanted - {name for block in given for name in (block.parameter, block.name)}:
         raise RuleError(
             f"No charge holds {sorted(strange)}: nothing follows from their norms. Parameters in relations are "
-            f"{sorted({block.parameter for block in blocks})}.",
+            f"{sorted({block.name for block in blocks})}.",
             parameters=sorted(strange),
         )
     bounds: dict[Block, sp.Expr] = {block: block.norm for block in given}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 import torch
@@ -120,3 +121,25 @@ def test_too_many_generators_are_refused() -> None:
     model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60))
     with pytest.raises(ModelError, match="generators are too many"):
         nf.without_symmetries(model, torch.randn(2, 60))
+
+
+def test_units_whose_gains_are_all_one_are_told_apart() -> None:
+    """Gains that start at one were held and nothing else: the units could still be exchanged."""
+
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.gain, self.outer = nn.Linear(3, 5), nn.Parameter(torch.ones(5)), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(torch.relu(self.gain * torch.tanh(self.inner(x))))
+
+    torch.manual_seed(0)
+    model = Gains().double()
+    graph = nf.trace(model, torch.randn(6, 3).double())
+    assert nf.discrete_symmetries(graph).order == 120 * 2**5  # permutations, and signs of gain and weights
+    twin = nf.without_symmetries(model, graph)
+    values = {name: p.detach() * twin.held.get(name, torch.zeros(1)) for name, p in model.named_parameters()}
+    units = [values["inner.weight"], values["inner.bias"], values["gain"], values["outer.weight"].T]
+    for i, j in combinations(range(5), 2):
+        assert any(not torch.equal(t[i], t[j]) for t in units), (i, j)

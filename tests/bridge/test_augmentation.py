@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import noetherflow as nf
 from noetherflow.bridge.absorbed_actions import absorbed
 from noetherflow.bridge.augmentation_equivariance import augmentation_equivariance
-from noetherflow.bridge.augmentation_momenta import LOSSES, _Run, augmentation_momenta
+from noetherflow.bridge.augmentation_momenta import _Run, augmentation_momenta
 from noetherflow.bridge.augmented_laws import augmented_laws
 from noetherflow.errors import ModelError
 from noetherflow.numeric.input_groups import Circle, cyclic_shifts, generated, ring_rotations
@@ -130,7 +130,9 @@ def test_a_generator_of_the_wrong_sign_is_rejected() -> None:
     assert site.direction is not None
     wrong = replace(site, direction=-site.direction)
     rows = [
-        _Run(s, GROUP.generator, model, LOSSES["cross_entropy"], (images, labels), torch.Generator().manual_seed(0)).at(GROUP.element(0.7))
+        _Run(s, GROUP.generator, model, nn.functional.cross_entropy, (images, labels), torch.Generator().manual_seed(0)).at(
+            GROUP.element(0.7)
+        )
         for s in (site, wrong)
     ]
     limit = 10 * (rows[0].rounding + rows[0].slope_rounding)  # ten standard deviations of both

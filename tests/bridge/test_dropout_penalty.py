@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import noetherflow as nf
-from noetherflow.errors import ModelError
+from noetherflow.bridge.dropout_penalty import _ones
+from noetherflow.errors import ModelError, RunError
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randn(2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -111,3 +112,43 @@ def test_the_model_is_left_as_it_was() -> None:
     nf.dropout_penalty(model, X, Y, F.mse_loss, draws=10)
     assert not any(m.training for m in model.modules())
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)])
+def test_other_noise_is_refused_while_it_is_on(other: nn.Module) -> None:
+    """It was measured as if the layers' masks had made it: seven times what was predicted."""
+    model = nn.Sequential(nn.Linear(3, 5), other, nn.Dropout(0.2), nn.Linear(5, 2)).double()
+    with pytest.raises(RunError, match="dropout"):
+        nf.dropout_penalty(model, torch.randn(6, 3).double(), torch.randn(6, 2).double(), nn.functional.mse_loss, draws=20)
+    other.eval()
+    assert list(nf.dropout_penalty(model, torch.randn(6, 3).double(), torch.randn(6, 2).double(), nn.functional.mse_loss).predicted) == [
+        "2"
+    ]
+
+
+def test_a_layer_that_masks_all_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Dropout(1.0), nn.Dropout(0.2), nn.Linear(5, 2))
+    with pytest.raises(ModelError, match="p = 1"):
+        nf.dropout_penalty(model, torch.randn(6, 3), torch.randn(6, 2), nn.functional.mse_loss)
+
+
+@pytest.mark.filterwarnings("ignore:dropout2d")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Dropout1d, (4, 3)),
+        (nn.Dropout1d, (4, 3, 5)),
+        (nn.Dropout2d, (4, 3)),
+        (nn.Dropout2d, (4, 3, 5)),
+        (nn.Dropout2d, (4, 3, 2, 2)),
+        (nn.Dropout3d, (4, 3, 2, 2)),
+        (nn.Dropout3d, (4, 3, 2, 2, 2)),
+    ],
+)
+def test_masks_have_the_shape_of_torchs_own(layer: type[nn.Module], shape: tuple[int, ...]) -> None:
+    """What torch masks together: along which axes its masks differ, over enough draws that none is constant by chance (2^-200)."""
+    torch.manual_seed(0)
+    own = layer(0.5)
+    drawn = torch.stack([own(torch.ones(shape)) for _ in range(200)])
+    told = tuple(1 if bool((drawn == drawn.narrow(axis + 1, 0, 1)).all()) else n for axis, n in enumerate(shape))
+    assert tuple(_ones(own, torch.ones(shape)).shape) == told

@@ -151,3 +151,24 @@ def test_an_anchor_leaves_the_function_and_takes_the_mirrors() -> None:
     tied[1].weight = tied[0].weight
     with pytest.raises(ModelError, match="shares"):
         anchored(tied)
+
+
+def test_statistics_are_not_reflected_and_eval_mode_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = torch.randn(40, 4, dtype=torch.float64) + 1
+    model(x)
+    kinds = [family.kind for family in nf.mirrors(nf.trace(model, x))]
+    assert kinds == ["swap", "sign", "sign"]
+    assert [family.kind for family in nf.mirrors(nf.trace(model.eval(), x))] == ["sign"], "only the sign behind the norm"
+    swapped = nf.mirrors(nf.trace(model.train(), x))[0].mirror(0, 1).reflected(dict(model.named_parameters()))
+    with torch.no_grad():
+        outputs = [[torch.func.functional_call(model.train(mode), p, (x,)) for p in ({}, swapped)] for mode in (True, False)]
+    apart = [float((a - b).abs().max()) for a, b in outputs]
+    assert apart[0] < 1e-14, "sums of forty terms of size one"
+    assert apart[1] > 1e-3
+
+
+def test_anchors_on_parametrizations_are_refused() -> None:
+    with pytest.raises(ModelError, match="parametrizations already"):
+        anchored(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))))

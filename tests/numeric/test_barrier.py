@@ -171,3 +171,36 @@ def test_a_barrier_can_be_read() -> None:
     assert squares.accuracies is None
     assert len(squares.plot().axes) == 1
     assert np.isfinite(squares.losses).all()
+
+
+def test_buffers_that_differ_move_along_the_line_and_are_refused() -> None:
+    """`merge` has them on the line, derivatives by the parameters do not see it: the prediction was wrong by a third."""
+
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+            self.register_buffer("scale", torch.tensor(scale))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * torch.tanh(self.inner(x))
+
+    torch.manual_seed(0)
+    batch = torch.randn(9, 4), torch.randn(9, 3)
+    with pytest.raises(ModelError, match="scale"):
+        nf.line_curvature(Scaled(1.0), Scaled(3.0), [batch], nn.functional.mse_loss)
+    alike = Scaled(2.0), Scaled(2.0)
+    measured = nf.barrier(*alike, [batch], nn.functional.mse_loss, points=3).excesses[1]
+    assert nf.line_curvature(*alike, [batch], nn.functional.mse_loss).excess == pytest.approx(measured, abs=1e-12)
+
+
+def test_statistics_come_from_batches_that_can_tell_them() -> None:
+    """From none they were silently reset to mean zero and variance one."""
+    norm = nn.BatchNorm1d(4)
+    for batches in ([], iter(())):
+        with pytest.raises(RunError, match="no batches"):
+            nf.merge(norm, norm, batches=batches)
+    with pytest.raises(RunError, match="more than 1 value"):
+        nf.merge(norm, norm, batches=[(torch.randn(1, 4), torch.zeros(1))])
+    with pytest.raises(RunError, match="empty"):
+        nf.barrier(norm, norm, [(torch.randn(0, 4), torch.zeros(0, 4))], nn.functional.mse_loss)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from noetherflow.errors import RunError
-from noetherflow.numeric.curvature import hessian_diagonal, hessian_product, largest_eigenvalue
+from noetherflow.numeric.curvature import hessian_product, hessian_times, largest_eigenvalue, slope_and_product
 
 SIZE = 24
 # sums of SIZE products, a few of them one after the other
@@ -44,7 +44,7 @@ def whole(point: dict[str, Tensor], matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_products_and_diagonal_are_those_of_the_matrix(seed: int) -> None:
+def test_products_are_those_of_the_matrix(seed: int) -> None:
     point, matrix, vector = quartic(seed)
     expected = whole(point, matrix, vector)
     product = hessian_product(function(matrix, vector), point)
@@ -52,8 +52,18 @@ def test_products_and_diagonal_are_those_of_the_matrix(seed: int) -> None:
     found = torch.cat([t.reshape(-1) for t in product(v).values()])
     scale = float(expected.abs().sum(1).max())
     assert float((found - expected @ torch.cat([t.reshape(-1) for t in v.values()])).abs().max()) < ROUNDING * scale
-    diagonal = torch.cat([t.reshape(-1) for t in hessian_diagonal(function(matrix, vector), point).values()])
-    assert float((diagonal - expected.diagonal()).abs().max()) < ROUNDING * scale
+    flat = torch.cat([t.reshape(-1) for t in point.values()])
+    sizes = [t.numel() for t in point.values()]
+
+    def of_vector(x: Tensor) -> Tensor:
+        parts = zip(point.items(), torch.split(x, sizes), strict=True)
+        return function(matrix, vector)({name: part.reshape(t.shape) for (name, t), part in parts})
+
+    every = hessian_times(of_vector, flat, torch.eye(len(flat), dtype=torch.float64))
+    assert float((every - expected).abs().max()) < ROUNDING * scale
+    slope, row = slope_and_product(of_vector, flat, torch.eye(len(flat), dtype=torch.float64)[2])
+    assert torch.equal(slope, torch.func.grad(of_vector)(flat))
+    assert float((row - expected[2]).abs().max()) < ROUNDING * scale
 
 
 @pytest.mark.parametrize("smallest", [False, True])

@@ -132,6 +132,55 @@ def test_the_chain_of_relu_is_false_for_tanh() -> None:
     assert min(descend(Tanh(), relations)[0]) > 1e9
 
 
+def test_parts_of_a_fused_weight_have_norms_of_their_own() -> None:
+    """Query, key and value lie in one weight: one name for all made |W_q|² - |W_k|² = 0, and |W_v|² the norm of all three."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.o = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(self.a(x, x, x, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    network = Attention().double()
+    tensors = {n: torch.randn_like(p) for n, p in network.named_parameters()}
+    found = nf.derive(nf.trace(network, torch.randn(2, 3, 4, dtype=torch.float64)))
+    relations = norm_relations(found)
+    for r in relations:
+        values = {b.norm: b.measured(tensors) for b, _ in r.weights} | {r.charge: r.measured(tensors)}
+        rest = (r.equation.lhs - r.equation.rhs).xreplace(values)
+        assert abs(float(rest)) < 1e-13, "squares of about one hundred weights of size one, each rounded"
+    value = "a.in_proj_weight[8:12, 0:4]"
+    limits = norm_bounds(found, "a.out_proj.weight").evaluated({r.name: r.measured(tensors) for r in relations}, tensors)
+    assert float(tensors["a.in_proj_weight"][8:].square().sum()) <= limits[value] < float(tensors["a.in_proj_weight"].square().sum())
+    assert "a.out_proj.weight" in {b.parameter for b in norm_bounds(found, [value, "a.in_proj_bias"]).bounds}
+
+
+def test_groups_with_step_sizes_of_their_own_weigh_the_norms() -> None:
+    """Gradient flow at two speeds keeps |W0|²/η0 - |W1|²/η1; without the step sizes not even the side of a norm is known."""
+    torch.manual_seed(0)
+    network, rates = nf.models.MLP([5, 4, 2], bias=False).double(), (0.1, 0.4)
+    weights = [layer.weight for layer in network.layers]
+    optimizer = torch.optim.SGD([{"params": [w], "lr": r} for w, r in zip(weights, rates, strict=True)])
+    found = nf.derive(nf.trace(network, torch.randn(3, 5).double()), nf.rule_of(optimizer))
+    with pytest.raises(RuleError, match="eta_0"):
+        norm_bounds(found, "layers.1.weight")
+    (relation,) = norm_relations(found, {"eta_0": rates[0], "eta_1": rates[1]})
+    before = relation.measured(dict(network.named_parameters()))
+    nn.functional.mse_loss(network(torch.ones(3, 5).double()), torch.ones(3, 2).double()).backward()
+    steps = {f"layers.{k}.weight": r * w.grad for k, (w, r) in enumerate(zip(weights, rates, strict=True))}
+    optimizer.step()
+    # one step of gradient descent adds the relation of the step itself: the exact law, in a form that knows the weights
+    after = relation.measured(dict(network.named_parameters()))
+    assert after - before == pytest.approx(relation.measured(steps), abs=1e-13)
+    assert abs(after - before) > 1e-6
+    bounds = norm_bounds(found, "layers.1.weight", {"eta_0": rates[0], "eta_1": rates[1]})
+    limit = bounds.evaluated({relation.name: after}, dict(network.named_parameters()))["layers.0.weight"]
+    assert limit == pytest.approx(float(weights[0].detach().square().sum()), rel=1e-13), "with one term on either side an equality"
+
+
 def test_what_no_charge_holds_is_refused() -> None:
     with pytest.raises(RuleError, match=r"c\.bias"):
         norm_bounds(laws(Powers(bias=True)), "c.bias")
