@@ -17,6 +17,7 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 
 from noetherflow.bridge import aten, aten_blocks, aten_shapes
+from noetherflow.bridge.aten_choices import choosing
 from noetherflow.bridge.aliasing import Memory, memory_of, mutates
 from noetherflow.bridge.constant_values import ConstantValues, described
 from noetherflow.bridge.origins import note_call_of, note_calls
@@ -189,7 +190,7 @@ class Builder:
 
     def _opaque(self, node: Any, a: Arguments) -> None:
         tensors = [n for n in flat(list(a.values.values())) if isinstance(n, torch.fx.Node) and n.op != "get_attr"]
-        self._add(node, Reading(f"aten.{a.name}", {str(i): n for i, n in enumerate(tensors)}))
+        self._add(node, Reading(f"aten.{a.name}", {str(i): n for i, n in enumerate(tensors)}, choosing(a)))
 
     # --- nested blocks
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.actions import Tensors
+from noetherflow.symbolic.choosing import hold_misread
 from noetherflow.symbolic.discrete_factors import Factor, Values, acted
 from noetherflow.symbolic.discrete_writing import FactorWriter
 from noetherflow.symbolic.gauge import lower
@@ -176,4 +177,5 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
         raise GraphError(f"Parameters {symbolic[:4]} have symbolic sizes: a number of permutations needs numbers. Substitute them first.")
     with uncollected():
         program = lower(graph, strict(graph), discrete=True)
+        hold_misread(program, graph)
         return DiscreteSymmetries(FactorWriter(program, graph).factors(), program.opaque)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from noetherflow.symbolic.choosing import choosing_rules
 from noetherflow.symbolic.gauge_blocks import gates
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule, along
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -18,7 +19,7 @@ from noetherflow.symbolic.told_apart import repeated, repeats, told_apart
 def strict(graph: ArchitectureGraph) -> dict[str, Rule]:
     """Node -> the rule by which it is read for discrete symmetries, where that is not the usual one."""
     found = {node: STRICT[data["operation"]] for node, data in graph.nodes(data=True) if data["operation"] in STRICT}
-    return found | {node: repeated for node in graph if repeats(graph, node)}
+    return found | {node: repeated for node in graph if repeats(graph, node)} | choosing_rules(graph)
 
 
 def _times_unknown(program: Program, call: Call, x: Value) -> Value:
