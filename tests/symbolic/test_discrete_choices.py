@@ -45,7 +45,7 @@ CHOICES: dict[str, Choice] = {
     "softmax of topk": lambda m, s: ((found := chosen(s))[0].softmax(-1), found[1]),
     "smallest": lambda m, s: chosen(s.softmax(-1), largest=False),
     "best": lambda m, s: gathered(s, s.argmax(-1, keepdim=True)),
-    "maximum": lambda m, s: (found := s.softmax(-1).max(-1, keepdim=True))[:2],
+    "maximum": lambda m, s: s.softmax(-1).max(-1, keepdim=True)[:2],
     "sorted": lambda m, s: s.softmax(-1).sort(-1, descending=True)[:2],
     "with a trained bias": lambda m, s: gathered(s, chosen(s + m.trained)[1]),
     # these tell experts apart
