@@ -17,8 +17,8 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 
 from noetherflow.bridge import aten, aten_blocks, aten_shapes
-from noetherflow.bridge.aten_choices import choosing
 from noetherflow.bridge.aliasing import Memory, memory_of, mutates
+from noetherflow.bridge.aten_choices import choosing
 from noetherflow.bridge.constant_values import ConstantValues, described
 from noetherflow.bridge.origins import note_call_of, note_calls
 from noetherflow.bridge.reading import Arguments, Readers, Reading, shape_of

@@ -1,7 +1,7 @@
 """Indices that a network chooses by size: the best k of some scores, read for permutations of what is chosen.
 
-The indices of the largest scores are C[n, k, e], one where expert e is the k-th of n and zero elsewhere, and a table that is read by them is
-summed with C:
+The indices of the largest scores are C[n, k, e], one where expert e is the k-th of n and zero elsewhere, and a table that is read by them
+is summed with C:
 
     W[index[n, k], j] = sum over e of C[n, k, e] W[e, j] .
 

@@ -303,8 +303,8 @@ class Program:
         parts = [(o,) for axis in value.axes for o in self.table.factors(axis)]
         labels: list[Label] = [str(i) for i in range(len(parts))]
         at = places(self.table, pick, parts, labels)
-        own = pick.index in self.one_hots
-        one_hot = self._at_chosen(pick, [(o,) for o in self.table.factors(pick.order)] if own else [parts[int(str(label))] for label, _ in at])
+        order = [(o,) for o in self.table.factors(pick.order)]
+        one_hot = self._at_chosen(pick, order if pick.index in self.one_hots else [parts[int(str(label))] for label, _ in at])
         self.probabilities[one_hot.root] = one_hot.axes[-1]
         hidden = ["@" if p == pick else f"@{i}" for i, p in enumerate(value.picks)]
         kept = tuple(p for p in value.picks if p != pick)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from noetherflow.symbolic.centring import centred_rule, centres
 from noetherflow.symbolic.choosing import choosing_rules
 from noetherflow.symbolic.gauge_blocks import gates
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule, along
@@ -19,6 +20,7 @@ from noetherflow.symbolic.told_apart import repeated, repeats, told_apart
 def strict(graph: ArchitectureGraph) -> dict[str, Rule]:
     """Node -> the rule by which it is read for discrete symmetries, where that is not the usual one."""
     found = {node: STRICT[data["operation"]] for node, data in graph.nodes(data=True) if data["operation"] in STRICT}
+    found |= dict.fromkeys(centres(graph), centred_rule)
     return found | {node: repeated for node in graph if repeats(graph, node)} | choosing_rules(graph)
 
 

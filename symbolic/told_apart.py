@@ -1,8 +1,8 @@
 """What tells the values of an index apart: constants and masks, along those axes only along which they are known to change.
 
-A constant that is the same for all heads lets heads be interchanged; so does a mask that all heads share. A graph keeps the entries of small
-constants, an axis without changes as one of size one; of a large mask it keeps whether it is open or causal, and of one that the user gives
-its shape. What is known of none of these changes along all axes.
+A constant that is the same for all heads lets heads be interchanged; so does a mask that all heads share. A graph keeps the entries of
+small constants, an axis without changes as one of size one; of a large mask it keeps whether it is open or causal, and of one that the user
+gives its shape. What is known of none of these changes along all axes.
 """
 
 from __future__ import annotations
