@@ -44,7 +44,7 @@ def _centre(graph: ArchitectureGraph, node: str, uses: Counter[str]) -> Centre |
     if len(readers) != 1 or graph.nodes[readers[0]]["operation"] != "linear" or list(graph.inputs_of(readers[0])) != ["input"]:
         return None
     data = graph.nodes[readers[0]]
-    own = [data["parameters"].get(slot, "") for slot in ("bias", "weight")]
-    fit = all(name and graph.parameters[name].trainable and uses[name] == 1 for name in own)
+    bias, weight = (data["parameters"].get(slot, "") for slot in ("bias", "weight"))
+    fit = all(name and graph.parameters[name].trainable and uses[name] == 1 for name in (bias, weight))
     plain = not data["attributes"].get("transposed")
-    return Centre(*own, ABOUT[graph.nodes[node]["operation"]]) if fit and plain else None
+    return Centre(bias, weight, ABOUT[graph.nodes[node]["operation"]]) if fit and plain else None

@@ -71,6 +71,9 @@ ENDS: dict[str, Callable[[Mixture, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 class Mixture(nn.Module):
     """The chosen experts of a router, their weights stacked, and a reader."""
 
+    fixed: Tensor
+    fixed_table: Tensor
+
     def __init__(self, choice: str = "topk of softmax", end: str = "sum") -> None:
         super().__init__()
         self.choice, self.end = choice, end
