@@ -102,7 +102,7 @@ def _chosen(program: Program, call: Call) -> Value:
         x = program.close(call.node, x, pick)
     compared = program.normalize(call.node, x, [dim], scale=False, shift=False)
     labels = [str(i) for i in range(len(x.axes))]
-    kept = len(call.shape) == len(labels)
-    out = [*labels[:dim], *(["k"] if kept else []), *labels[dim + 1 :], labels[dim]]
-    sizes = {"k": call.shape[dim]} if kept else {}
-    return program.contract(call.node, [(compared, labels)], out, sizes, uniform=True)
+    ranks = [program.table.new(call.shape[dim])] if len(call.shape) == len(labels) else []  # the best is told from the second best
+    places = ["k"] * len(ranks)
+    out = [*labels[:dim], *places, *labels[dim + 1 :], labels[dim]]
+    return program.contract(call.node, [(compared, labels), (program.value(ranks, fixed=True), places)], out)

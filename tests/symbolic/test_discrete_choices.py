@@ -183,6 +183,27 @@ def test_experts_that_are_computed_all_and_gated_have_the_same_group() -> None:
     assert change(model, x, found.transform(point_of(model), found.random(2))) < EXACT
 
 
+class Ranked(nn.Module):
+    """The largest hidden units, in order, and a reader with a weight for each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write, self.read = nn.Linear(WIDTH, HIDDEN), nn.Linear(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, 6)."""
+        return self.read(self.write(x).topk(2, -1).values)
+
+
+def test_units_are_permuted_under_their_ranks_and_ranks_are_not() -> None:
+    torch.manual_seed(0)
+    model, x = Ranked().double(), torch.randn(9, WIDTH, dtype=torch.float64)
+    found, point = nf.discrete_symmetries(nf.trace(model, x)), point_of(model)
+    assert found.order == factorial(HIDDEN)
+    assert change(model, x, found.transform(point, found.random(1))) < EXACT
+    assert change(model, x, {**point, "read.weight": point["read.weight"].flip(-1)}) > 1e-3
+
+
 def test_alignment_carries_experts_back() -> None:
     model, x, found = built()
     other = copy.deepcopy(model)
