@@ -127,7 +127,7 @@ def test_alignment_and_distance_carry_units_back(name: str) -> None:
     other = copy.deepcopy(model)
     other.load_state_dict(found.transform(point_of(model), found.random(3)), strict=False)
     graph = nf.trace(model, x)
-    group, bound = nf.symmetries(graph), 1e-11  # canonical points are sought to 1e-12 of their size, which is about ten
+    group, bound = nf.symmetries(graph), 1e-11  # balancing ends at a slope of 1e-12 of ½ ‖θ‖², here about ten
     assert nf.align(model, other, graph, approximate=True).after < bound
     assert nf.align(model, other, graph, continuous=False).after < bound
     assert nf.distance(model, other, group, approximate=True) > 1
