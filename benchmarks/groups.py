@@ -27,7 +27,8 @@ HEAD = """# Discrete groups of real models
 
 The models of [zoo.md](zoo.md) at real size, on the meta device. *Order*: number of permutations and signs of the parameters that leave the
 outputs unchanged, `nf.discrete_symmetries(graph).formula`, exactly; what is part of a continuous group (rotations of a stream or a head)
-counts by its components only. Every element is a symmetry; it isn't claimed that there are no others. *Digits*: log10 of the order.
+counts by its components only. Every element is a symmetry; it isn't claimed that there are no others. Experts that a router chooses are
+interchanged for inputs of which no scores tie. *Digits*: log10 of the order.
 *Opaque*: operations that nothing was allowed through. Seconds of processor time, one core, after tracing.
 
 On the same architectures at small size random elements leave the outputs unchanged in float64, and parts of them do not

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from noetherflow.bridge.canonical import Form, canonical_form
-from noetherflow.bridge.distance import all_parameters
+from noetherflow.bridge.distance import about_centres, all_parameters
 from noetherflow.bridge.group_elements import Element
 from noetherflow.bridge.orbits import Moved, Orbit, orbit_of
 from noetherflow.bridge.trace import trace
 from noetherflow.bridge.weight_matching import Step, matched
 from noetherflow.errors import ModelError
 from noetherflow.symbolic.discrete import discrete_symmetries
-from noetherflow.symbolic.discrete_factors import Factor, Values, acted
+from noetherflow.symbolic.discrete_factors import Factor, Values, about_zero, acted
 from noetherflow.symbolic.graph import ArchitectureGraph
 
 
@@ -80,11 +80,13 @@ def align(
     graph = _graph(model_a, source)
     if not continuous:
         return _permuted(model_a, model_b, graph, restarts)
-    orbits = [orbit_of(copy.deepcopy(m).to(torch.float64), graph, approximate=approximate) for m in (model_a, model_b)]
+    group = tuple(discrete_symmetries(graph))
+    models = (about_centres(copy.deepcopy(m).to(torch.float64), group) for m in (model_a, model_b))
+    orbits = [orbit_of(m, graph, approximate=approximate) for m in models]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, moving = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    steps, _ = matched(tuple(discrete_symmetries(graph)), orbits[1].of_form("matrix"), fixed, moving, restarts)
-    found = _carried(orbits[1], forms, steps)
+    steps, _ = matched(about_zero(group), orbits[1].of_form("matrix"), fixed, moving, restarts)
+    found = about_centres(_carried(orbits[1], forms, steps), group, back=True)
     return _like(model_a, model_b, found, forms, tuple(step for step in steps if isinstance(step, Element)))
 
 

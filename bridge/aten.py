@@ -149,7 +149,7 @@ def _where(a: Arguments) -> Reading | None:
     numbers = [value for value in (x, y) if is_number(value)]
     tensors = [broadcast(value, a.shape) for value in (x, y) if not is_number(value)]
     if not numbers:
-        return Reading("select", dict(zip(("input", "other"), tensors, strict=True)), data=(a["condition"],))
+        return Reading("select", dict(zip(("input", "other"), tensors, strict=True)), data=(a["condition"],), mask=(a["condition"], True))
     if not tensors:
         return None
     condition = a["condition"]

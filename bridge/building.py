@@ -18,9 +18,10 @@ from torch.export.graph_signature import InputKind
 
 from noetherflow.bridge import aten, aten_blocks, aten_shapes
 from noetherflow.bridge.aliasing import Memory, memory_of, mutates
+from noetherflow.bridge.aten_choices import choosing
 from noetherflow.bridge.constant_values import ConstantValues, described
 from noetherflow.bridge.origins import note_call_of, note_calls
-from noetherflow.bridge.reading import Arguments, Readers, Reading
+from noetherflow.bridge.reading import Arguments, Readers, Reading, shape_of
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.operations import OPERATIONS
 
@@ -189,7 +190,7 @@ class Builder:
 
     def _opaque(self, node: Any, a: Arguments) -> None:
         tensors = [n for n in flat(list(a.values.values())) if isinstance(n, torch.fx.Node) and n.op != "get_attr"]
-        self._add(node, Reading(f"aten.{a.name}", {str(i): n for i, n in enumerate(tensors)}))
+        self._add(node, Reading(f"aten.{a.name}", {str(i): n for i, n in enumerate(tensors)}, choosing(a)))
 
     # --- nested blocks
 
@@ -249,13 +250,14 @@ class Builder:
             self.constants[self._made[node]] = value
 
     def _masking(self, reading: Reading) -> Reading:
-        """A reading with the mask that it applies, where that is a constant."""
+        """A reading with the mask that it applies where that is a small constant, else with the mask's shape."""
         node, hiding = reading.mask
         mask = self._constants.value(node)
-        if mask is None:
+        if not isinstance(node, torch.fx.Node):
             return reading
-        hidden = described(mask if hiding else ~mask)
-        return replace(reading, attributes={**reading.attributes, "mask": hidden} if hidden else reading.attributes)
+        hidden = described(mask if hiding else ~mask) if mask is not None else {}
+        known: dict[str, Any] = {"mask": hidden} if hidden else {"mask_shape": list(shape_of(node))}
+        return replace(reading, attributes={**reading.attributes, **known})
 
     def _enter(self, reading: Reading, name: str, node: Any, *, shape: tuple[int, ...] | None = None, module: str | None = None) -> str:
         """Add the node of a reading, after those of the readings within it, whose names are new ones."""

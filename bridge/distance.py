@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from noetherflow.bridge.group_elements import Tensors
 from noetherflow.bridge.orbits import Left, Orbit, Source, orbit_of
 from noetherflow.bridge.weight_matching import matched
 from noetherflow.symbolic.discrete import DiscreteSymmetries
+from noetherflow.symbolic.discrete_factors import Factor, ShiftedSigns, about_zero, centred
 
 
 class Distance(float):
@@ -55,7 +57,8 @@ def distance(
     The minimum over K is sought from the canonical frames by alternating orthogonal Procrustes problems. Where linear families share no
     parameter it is exact; where they do (three linear layers in a row) it is a local minimum, hence an upper bound. Permutations and
     signs of units are divided out if `discrete` is given, by the matching of `noetherflow.align`: an upper bound, zero on one orbit unless
-    rows tie; otherwise two models that differ by them have a positive distance.
+    rows tie; otherwise two models that differ by them have a positive distance. Signs that shift a bias (of a unit with a sigmoid: c goes
+    to c + u_j) change norms; so where `discrete` has them such biases are compared as c + u 1/2, which is what they leave as it is.
 
     Parameters
     ----------
@@ -87,12 +90,24 @@ def distance(
     >>> bool(distance(a, moved, found) < 1e-12), bool(distance(a, b, found) > 1)
     (True, True)
     """
-    orbits = [orbit_of(model, symmetries, approximate=approximate) for model in (model_a, model_b)]
+    orbits = [orbit_of(about_centres(m, discrete or ()), symmetries, approximate=approximate) for m in (model_a, model_b)]
     forms = [canonical_form(orbit, scale_norm=scale_norm, strict=strict) for orbit in orbits]
     fixed, there = (all_parameters(orbit, form.tensors) for orbit, form in zip(orbits, forms, strict=True))
-    _, there = matched(tuple(discrete or ()), orbits[0].of_form("matrix"), fixed, there)
+    _, there = matched(about_zero(discrete or ()), orbits[0].of_form("matrix"), fixed, there)
     parts = {name: float((fixed[name] - there[name].to(fixed[name].device)).norm()) for name in fixed}
     return Distance(parts, {**forms[0].left, **forms[1].left})
+
+
+@torch.no_grad()
+def about_centres(model: nn.Module, factors: Sequence[Factor], *, back: bool = False) -> nn.Module:
+    """A model whose parameters are those that signs act on without a shift, or one made of such a model again: a copy if any differs."""
+    if not any(isinstance(factor, ShiftedSigns) for factor in factors):
+        return model
+    tensors, out = dict(model.named_parameters()), copy.deepcopy(model)
+    theirs = dict(out.named_parameters())
+    for name, tensor in centred(factors, tensors, back=back).items():
+        theirs[name].copy_(tensor)
+    return out
 
 
 def all_parameters(orbit: Orbit, tensors: Tensors) -> dict[str, Tensor]:

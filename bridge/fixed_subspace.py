@@ -95,7 +95,8 @@ def fixed_subspace(
     Raises
     ------
     GraphError
-        If the elements are of another group or parameters are missing.
+        If the elements are of another group or parameters are missing, or an element shifts biases (signs of units with a sigmoid), which
+        permutes no entries.
 
     Examples
     --------
@@ -115,5 +116,7 @@ def fixed_subspace(
     blank = FixedSubspace(shapes, fixed_vectors([], size))
     numbered = blank.unflat(torch.arange(1, size + 1, dtype=torch.float64))
     chosen = [elements] if isinstance(elements, GroupElement) else elements
+    if any(map(group.shifts, chosen)):
+        raise GraphError("An element shifts a bias, where a sigmoid changes sign: it is no permutation of entries. Leave such signs out.")
     generators = [SignedPermutation.acting(blank.flat(group.transform(numbered, element))) for element in chosen]
     return FixedSubspace(shapes, fixed_vectors(generators, size))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.discrete import DiscreteSymmetries, GroupElement, discrete_symmetries
-from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, Signs, acted
+from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, ShiftedSigns, Signs, acted
 from noetherflow.symbolic.gauge import symmetries
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.symmetries import Symmetry
@@ -245,8 +245,10 @@ class Mirrors(Sequence[MirrorFamily]):
         Raises
         ------
         GraphError
-            If it is not its own inverse, or the identity.
+            If it is not its own inverse, or the identity; or if it shifts biases (signs of units with a sigmoid): it is no reflection then.
         """
+        if self.group.shifts(element):
+            raise GraphError("The element shifts a bias, where a sigmoid changes sign: it changes norms, and is no reflection.")
         moved = self.group.transform(_numbered(self._shapes), element)
         shapes = {n: s for n, s in self._shapes.items() if bool((moved[n] != _numbered(self._shapes)[n]).any())}
         again = self.group.transform(moved, element)
@@ -262,7 +264,8 @@ class Mirrors(Sequence[MirrorFamily]):
 def mirrors(graph: ArchitectureGraph) -> Mirrors:
     """Derive the reflections of a network's parameters that leave its function unchanged, from its groups.
 
-    Sound: each is a symmetry of the function, hence of every sample's loss. Not claimed: that there are no others.
+    Sound: each is a symmetry of the function, hence of every sample's loss. Not claimed: that there are no others. Signs of units with a
+    sigmoid, which also shift a bias, change norms and are none.
 
     Parameters
     ----------
@@ -297,7 +300,7 @@ def mirrors(graph: ArchitectureGraph) -> Mirrors:
     group = discrete_symmetries(graph)
     shapes = {name: tuple(int(n) for n in p.shape) for name, p in graph.parameters.items()}
     turning = [s for s in symmetries(graph) if not s.breaking and (s.matrix or _plain_rotation(s))]
-    families = [_family(factor, shapes, turning) for factor in group]
+    families = [_family(factor, shapes, turning) for factor in group if not isinstance(factor, ShiftedSigns)]  # no reflections
     return Mirrors([f for f in families if f.count], group, shapes)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from noetherflow.errors import GraphError
 from noetherflow.symbolic.actions import Tensors
-from noetherflow.symbolic.discrete_factors import Factor, Values, acted
+from noetherflow.symbolic.choosing import hold_misread
+from noetherflow.symbolic.discrete_factors import Factor, ShiftedSigns, Values, acted
 from noetherflow.symbolic.discrete_writing import FactorWriter
 from noetherflow.symbolic.gauge import lower
 from noetherflow.symbolic.graph import ArchitectureGraph
@@ -94,6 +95,11 @@ class DiscreteSymmetries(Sequence[Factor]):
         random = Random(generator) if isinstance(generator, int) else generator
         return GroupElement(tuple(factor.random(random) for factor in self._factors))
 
+    def shifts(self, element: GroupElement) -> bool:
+        """Whether an element changes signs that also shift a bias: it is no permutation of entries and signs then, and changes norms."""
+        pairs = zip(self._factors, element.values, strict=True)
+        return any(isinstance(factor, ShiftedSigns) and values != factor.identity for factor, values in pairs)
+
     def transform(self, params: Tensors, element: GroupElement) -> dict[str, Any]:
         """The parameters after a group element: the network's function is unchanged.
 
@@ -119,7 +125,8 @@ class DiscreteSymmetries(Sequence[Factor]):
                 f"The element is of another group: it has parts of lengths {[len(v) for v in element.values][:6]}; this group's have "
                 f"{[len(f.identity) for f in self._factors][:6]}. Draw one by random()."
             )
-        missing = sorted({a.parameter for f in self._factors for a in f.actions} - set(params))
+        biases = {centre.bias for f in self._factors if isinstance(f, ShiftedSigns) for centre in f.centres}
+        missing = sorted(({a.parameter for f in self._factors for a in f.actions} | biases) - set(params))
         if missing:
             raise GraphError(f"The group moves {missing[:4]}, which are not among the parameters. Give all of them, by name.")
         out = dict(params)
@@ -136,9 +143,13 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
     """Derive the permutations and signs that leave a network's function unchanged.
 
     Sound: every element leaves the outputs (or the loss) unchanged for every input. Not claimed: that there are no others. Not found:
-    experts that data choose (top k), heads that are cut out one by one, functions that are odd only up to a shift (sigmoid). Units of LSTM
-    and GRU layers are found where their state begins at zero: any other is data, and tells them apart. With active dropout the outputs are
-    the same in distribution, since masks are not permuted.
+    heads that are cut out one by one. Units of LSTM and GRU layers are found where their state begins at zero: any other is data, and tells
+    them apart. With active dropout the outputs are the same in distribution, since masks are not permuted.
+
+    Experts that the network chooses by their scores (top k) are interchanged together with their scores, for inputs of which no scores tie:
+    ties are broken by number. Heads under a mask or a constant are where that is the same for all of them, as it is when the network is
+    traced. Signs of units with a sigmoid, sigmoid(-z) = 1 - sigmoid(z), also shift the bias of the layer that reads them; this is found
+    where one linear layer with a bias does, alone, and its weights and bias are read nowhere else.
 
     What is counted are components: along an index that carries continuous rotations (linear layers between one another, queries and keys
     or values and outputs of a head, the stream of a network with normalisations) even permutations and even numbers of signs are
@@ -176,4 +187,5 @@ def discrete_symmetries(graph: ArchitectureGraph) -> DiscreteSymmetries:
         raise GraphError(f"Parameters {symbolic[:4]} have symbolic sizes: a number of permutations needs numbers. Substitute them first.")
     with uncollected():
         program = lower(graph, strict(graph), discrete=True)
+        hold_misread(program, graph)
         return DiscreteSymmetries(FactorWriter(program, graph).factors(), program.opaque)

@@ -5,6 +5,7 @@ They act with methods that torch tensors have, so nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial, lgamma, log, prod
 from random import Random
@@ -183,6 +184,37 @@ class Signs:
         return f"{'reflection' if self.reflected else 'change of sign'} {_described(self)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """A bias that stands for itself and for what a weight reads of a constant: c + u v, summed over the last axis of u."""
+
+    bias: str
+    weight: str
+    value: float
+
+
+@dataclass(frozen=True)
+class ShiftedSigns(Signs):
+    """Signs of functions that are odd about a value other than zero: centred biases stay, biases are shifted by columns of weights.
+
+    Attributes
+    ----------
+    centres : tuple of Centre
+        Where signs are changed by the actions alone once biases are centred.
+    """
+
+    centres: tuple[Centre, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """'shifted sign'."""
+        return "shifted sign"
+
+    def __str__(self) -> str:
+        biases = ", ".join(dict.fromkeys(centre.bias for centre in self.centres))
+        return f"change of sign {_described(self)}, and a shift of {biases}"
+
+
 @dataclass(frozen=True)
 class Transpositions(Permutations):
     """The interchange of the first two values of an index, for each value of the others: a reflection among continuous rotations."""
@@ -227,6 +259,9 @@ def acted(factor: Factor, values: Values, params: Tensors, *, buffers: bool = Fa
     buffers : bool
         Of running statistics, instead of parameters.
     """
+    if isinstance(factor, ShiftedSigns) and not buffers:
+        (plain,) = about_zero([factor])
+        return centred([factor], acted(plain, values, centred([factor], params)), back=True)
     out: dict[str, Any] = dict(params)
     placed = factor.buffers if buffers else factor.actions
     for name in dict.fromkeys(p.parameter for p in placed if p.parameter in out):
@@ -235,6 +270,20 @@ def acted(factor: Factor, values: Values, params: Tensors, *, buffers: bool = Fa
         if p.parameter in out:
             block = p.patch.view(out[p.parameter])
             block.copy_(factor.moved(p, block.clone(), block.new_tensor(values).long()))
+    return out
+
+
+def about_zero(factors: Sequence[Factor]) -> tuple[Factor, ...]:
+    """What factors are for parameters whose biases are `centred`: signs without shifts."""
+    return tuple(Signs(f.sizes, f.actions, f.buffers, f.based) if isinstance(f, ShiftedSigns) else f for f in factors)
+
+
+def centred(factors: Sequence[Factor], params: Tensors, *, back: bool = False) -> dict[str, Any]:
+    """Tensors with the biases of all factors' centres centred, or made biases again."""
+    out: dict[str, Any] = dict(params)
+    for centre in dict.fromkeys(centre for f in factors if isinstance(f, ShiftedSigns) for centre in f.centres):
+        shift = centre.value * out[centre.weight].detach().sum(-1)
+        out[centre.bias] = out[centre.bias].detach() - shift if back else out[centre.bias].detach() + shift
     return out
 
 

@@ -9,7 +9,8 @@ from itertools import combinations
 from noetherflow.symbolic.actions import Index, Patch
 from noetherflow.symbolic.algebras import Algebra, Carrier, algebras
 from noetherflow.symbolic.axes import Axis, Identity, Segment
-from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, Signs, Transpositions
+from noetherflow.symbolic.centring import centres
+from noetherflow.symbolic.discrete_factors import Factor, Permutations, Placed, ShiftedSigns, Signs, Transpositions
 from noetherflow.symbolic.gauge import parameter_unknowns
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.interchanges import Interchange, interchanges
@@ -44,6 +45,7 @@ class FactorWriter:
             for block, identities, patch in self._blocks(value.axes)
         }
         self._buffers = dict(self._statistics())
+        self._centres = tuple(dict.fromkeys(centres(graph).values()))
 
     def factors(self) -> list[Factor]:
         """All factors: permutations, then reflections, then signs."""
@@ -78,7 +80,9 @@ class FactorWriter:
             buffers = [p for u in vector for p in self._carrying(self._buffers, u, atoms, signed=True)]
             if actions:
                 ordered = sorted(actions, key=lambda p: (self._order[p.parameter], p.patch.offsets, p.places))
-                yield Signs(self._sizes(atoms), tuple(ordered), tuple(dict.fromkeys(buffers)), based=based)
+                found = self._sizes(atoms), tuple(ordered), tuple(dict.fromkeys(buffers)), based
+                shifting = tuple(centre for centre in self._centres if any(_reads(centre.weight, p) for p in ordered))
+                yield ShiftedSigns(*found, centres=shifting) if shifting else Signs(*found)
 
     def _sizes(self, atoms: Iterable[int]) -> tuple[int, ...]:
         return tuple(int(self.program.table.atom_size(atom)) for atom in atoms)
@@ -115,6 +119,11 @@ class FactorWriter:
                     channels = next(s for s in self.program.table.segments(value.axes[1]) if s.choices <= block)
                     identities, patch = _patch([channels])
                     yield (value.root, block), _Located((mean, variance), (mean,), identities, patch)
+
+
+def _reads(weight: str, placed: Placed) -> bool:
+    """Whether signs lie along what a weight sums over, its last axis."""
+    return placed.parameter == weight and any(placed.patch.indices[place].axis == 1 for place in placed.places)
 
 
 def _dims(there: _Located, chosen: frozenset[Identity], atoms: Atoms) -> tuple[int, ...]:

@@ -76,7 +76,8 @@ class Program:
     `probabilities` are tensors that sum to one along an axis; `alone` are nodes whose tensor of indices no other node picks by; `made`
     tells which tensor a node of the graph gives, `values` with which axes; `unread` are nodes whose result has axes of its own, because
     they have no rule or their sizes do not fit it. `discrete` says that it is read for permutations, which a softmax hands on: else what it
-    makes is fixed.
+    makes is fixed. Of indices that the network itself chooses (`noetherflow.symbolic.choosing`), `choices` are the tensors of them by what
+    chose, `one_hots` what is one at the chosen place, and `chosen_by` says by which tensor a node picks.
     """
 
     table: AxisTable = field(default_factory=AxisTable)
@@ -89,6 +90,9 @@ class Program:
     values: dict[str, Value] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     discrete: bool = False
+    choices: dict[object, Value] = field(default_factory=dict)
+    one_hots: dict[int, Value] = field(default_factory=dict)
+    chosen_by: dict[str, int] = field(default_factory=dict)
     _roots: Iterator[int] = field(default_factory=count)
     _spread: dict[int, tuple[Value, dict[Axis, Axis]]] = field(default_factory=dict)  # data that repeat others, and along which axes not
     _closed: dict[tuple[int, Pick], tuple[int, Contract]] = field(default_factory=dict)  # the steps that sum chosen indices
@@ -110,7 +114,9 @@ class Program:
         return self.view(value, self.table.regroup(value.axes, shape))
 
     def pin(self, node: str, value: Value) -> None:
-        """Let nothing about a value change."""
+        """Let nothing about a value change; of what the network chose, only what it is, not what it would be for another choice."""
+        for pick in value.picks:
+            value = self.close(node, value, pick) if pick.index in self.one_hots else value
         if not value.fixed:
             self.steps.append(Pin(node, _whole(value)))
 
@@ -138,7 +144,7 @@ class Program:
             value, labels = operands[0]
             kept = {axes[out.index(label)]: axis for label, axis in zip(labels, value.axes, strict=True) if axis}
             self._spread[result.root] = value, kept
-        one_hot = [self._one_hot(s, known) for s in summed]
+        one_hot = [self._one_hot(node, s, known) for s in summed]
         term = _term(result, out, chosen)
         terms = (*terms, *one_hot)
         summing = any(label not in term.labels for t in terms for label in t.labels if label is not None)
@@ -163,8 +169,8 @@ class Program:
         """One function on every element."""
         if x.fixed and factor == 1:
             return x
-        for pick in x.picks if degree is None and factor is None else ():
-            x = self.close(node, x, pick)  # nothing passes, whatever was chosen
+        for pick in x.picks if degree is None and factor is None and not self.discrete else ():
+            x = self.close(node, x, pick)  # no scale or shift passes, whatever was chosen; a permutation does
         result = self.value(x.axes, fixed=x.fixed, picks=x.picks)
         if factor == 1 and x.root in self.probabilities:
             self.probabilities[result.root] = self.probabilities[x.root]
@@ -258,6 +264,12 @@ class Program:
         if known[chosen]:
             root, order, at = self._source(index, by)
             where = tuple(o for label in at for o in axes[label])
+            if root in self.one_hots:
+                self.table.unify(order, where)
+                self.table.unify(self.one_hots[root].axes[-1], known[chosen])
+                self.chosen_by[node] = root
+                if table.fixed:
+                    self.pin(node, self.one_hots[root])  # rows that do not go along tell apart what is chosen
             by_all = node if len(at) == len(by) else ""
             picks.append(Pick(root, order, where, self.table.like(known[chosen]), node in self.alone, by_all))
         result = self.value([axes[label] for label in out], fixed=table.fixed, picks=picks)
@@ -291,8 +303,9 @@ class Program:
         parts = [(o,) for axis in value.axes for o in self.table.factors(axis)]
         labels: list[Label] = [str(i) for i in range(len(parts))]
         at = places(self.table, pick, parts, labels)
-        one_hot = self.value([parts[int(str(label))] for label, _ in at] + [pick.axis], fixed=True)
-        self.probabilities[one_hot.root] = pick.axis
+        order = [(o,) for o in self.table.factors(pick.order)]
+        one_hot = self._at_chosen(pick, order if pick.index in self.one_hots else [parts[int(str(label))] for label, _ in at])
+        self.probabilities[one_hot.root] = one_hot.axes[-1]
         hidden = ["@" if p == pick else f"@{i}" for i, p in enumerate(value.picks)]
         kept = tuple(p for p in value.picks if p != pick)
         out = _term(self.value(parts, picks=kept), labels, [label for label in hidden if label != "@"])
@@ -308,11 +321,24 @@ class Program:
                     closed[i] = self.close(node, closed[i][0], pick), closed[i][1]
         return closed
 
-    def _one_hot(self, shared: Shared, axes: Mapping[str, Axis]) -> Term:
+    def _one_hot(self, node: str, shared: Shared, axes: Mapping[str, Axis]) -> Term:
         """What is one at a chosen index and zero elsewhere."""
-        labels = list(dict.fromkeys(str(label) for label, _ in shared.places))
-        value = self.value([*(axes[label] for label in labels), next(iter(shared.picks.values())).axis], fixed=True)
-        return Term(value, (*labels, shared.label))
+        labels, pick = list(dict.fromkeys(str(label) for label, _ in shared.places)), next(iter(shared.picks.values()))
+        wanted = [(label, i) for label in labels for i in range(len(self.table.factors(axes[label])))]
+        if pick.index in self.one_hots and set(wanted) == set(shared.places):
+            at = dict(zip(shared.places, self.table.factors(pick.order), strict=True))
+            parts = [tuple(at[place] for place in wanted if place[0] == label) for label in labels]
+            return Term(self._at_chosen(pick, parts), (*labels, shared.label))
+        if pick.index in self.one_hots:
+            self.pin(node, self.one_hots[pick.index])  # chosen by a part of an axis, which no term can have alone
+        return Term(self.value([*(axes[label] for label in labels), pick.axis], fixed=True), (*labels, shared.label))
+
+    def _at_chosen(self, pick: Pick, by: Sequence[Axis]) -> Value:
+        """What is one at a chosen index and zero elsewhere, with what it was chosen by: fixed, unless the network itself chose."""
+        if pick.index not in self.one_hots:
+            return self.value([*by, pick.axis], fixed=True)
+        chosen = self.one_hots[pick.index]
+        return self.view(chosen, [*by, chosen.axes[-1]])
 
     def _closed_outside(self, node: str, value: Value, labels: Sequence[Label], kept: Sequence[Label]) -> Value:
         """A value without the chosen indices that depend on what is not kept."""

@@ -8,35 +8,35 @@ from __future__ import annotations
 
 from typing import Final
 
+from noetherflow.symbolic.centring import centred_rule, centres
+from noetherflow.symbolic.choosing import choosing_rules
 from noetherflow.symbolic.gauge_blocks import gates
 from noetherflow.symbolic.gauge_table import RULES, Call, Rule, along
 from noetherflow.symbolic.graph import ArchitectureGraph
 from noetherflow.symbolic.primitives import Program, Value
+from noetherflow.symbolic.told_apart import repeated, repeats, told_apart
 
 
 def strict(graph: ArchitectureGraph) -> dict[str, Rule]:
     """Node -> the rule by which it is read for discrete symmetries, where that is not the usual one."""
-    return {node: STRICT[data["operation"]] for node, data in graph.nodes(data=True) if data["operation"] in STRICT}
+    found = {node: STRICT[data["operation"]] for node, data in graph.nodes(data=True) if data["operation"] in STRICT}
+    found |= dict.fromkeys(centres(graph), centred_rule)
+    return found | {node: repeated for node in graph if repeats(graph, node)} | choosing_rules(graph)
 
 
-def _told_apart(program: Program, x: Value) -> Value:
-    """A fixed tensor along all axes of a value."""
-    return program.value([program.table.like(axis) for axis in x.axes], fixed=True)
-
-
-def _times_unknown(program: Program, node: str, x: Value) -> Value:
+def _times_unknown(program: Program, call: Call, x: Value) -> Value:
     labels = [str(i) for i in range(len(x.axes))]
-    return program.contract(node, [(x, labels), (_told_apart(program, x), labels)], labels)
+    return program.contract(call.node, [(x, labels), (told_apart(program, call, x), labels)], labels)
 
 
 def _masked(program: Program, call: Call) -> Value:
     if call.get("value") == 0:
-        return _times_unknown(program, call.node, call["input"])
-    return program.add(call.node, [call["input"], _told_apart(program, call["input"])])
+        return _times_unknown(program, call, call["input"])
+    return program.add(call.node, [call["input"], told_apart(program, call, call["input"])])
 
 
 def _select(program: Program, call: Call) -> Value:
-    return program.add(call.node, [_times_unknown(program, call.node, call[slot]) for slot in ("input", "other")])
+    return program.add(call.node, [_times_unknown(program, call, call[slot]) for slot in ("input", "other")])
 
 
 def _prelu(program: Program, call: Call) -> Value:

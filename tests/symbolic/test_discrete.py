@@ -41,7 +41,7 @@ ORDERS = {
     "attention_rotary": factorial(2) * 2**2,  # the signs of RoPE's pairs are rotations
     "llama": factorial(2) * factorial(3) * 2 * 2 * 2**12 * 2**3,
     "experts": factorial(3) * factorial(2) ** 3,
-    "routed_top_1": factorial(2) ** 3,
+    "routed_top_1": factorial(3) * factorial(2) ** 3,
     "group_norm": factorial(2) * factorial(3) ** 2 * 2**2,
     "lstm": factorial(2) * 2**2 * 2,  # the last for the linear space between the embedding and the layer
 }
