@@ -49,6 +49,8 @@ from noetherflow.symbolic.metrics import Mirror, Natural
 
 POINTS: Final = 2  # in float64
 TRIES: Final = 4
+SEEDS: Final = 12
+"""Points looked at, of which at most `TRIES` are counted at: at others a field may have no value."""
 LARGEST: Final = LIMITS
 
 
@@ -192,7 +194,8 @@ def _of_graph(graph: ArchitectureGraph, laws: Sequence[Conserved], dynamics: Cou
         return [_exact(graph, laws, dynamics, seed)]
     except NotPolynomial as err:
         _check_sizes(graph, "numerical", f": {err}")
-    return _twice((Sampling(graph, point, "realised", None) for point in lively_seeds(graph, f"{seed}", None, TRIES)), laws, dynamics)
+    seeds = lively_seeds(graph, f"{seed}", None, SEEDS)
+    return _twice((Sampling(graph, point, "realised", None) for point in seeds), laws, dynamics)
 
 
 def _twice(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: CountedFlow) -> list[Count]:
@@ -207,6 +210,8 @@ def _twice(samplings: Iterable[Sampling], laws: Sequence[Conserved], dynamics: C
         clear = [count for count in found if count.gap >= GAP]
         if len(clear) == POINTS:
             return clear
+        if len(found) == TRIES:
+            break
     if nowhere is not None and not found:
         raise nowhere
     return found

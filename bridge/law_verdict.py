@@ -48,11 +48,11 @@ class Completeness:
     laws_possible : int
         Coordinates (D under gradient flow) − lie_dimension: no network of this graph has more laws that hold for every data set.
     complete : bool
-        The two are equal, no derived law was refuted, and if measured in float64 the gap is clear at every point.
+        The two are equal at a point, no derived law was refuted at any, and if measured in float64 the gap is clear.
     mode : 'proved' or 'numerical'
         By ranks modulo a prime or, if there is a ``proof``, of matrices of balls; or measured: ranks in float64.
     gap : float
-        Smallest spectral gap (infinite if proved); 1e10 and more is demanded.
+        Spectral gap at that point (infinite if proved); 1e10 and more is demanded.
     assumption : str
         What the count rests on beyond the graph; empty if nothing.
     missing : tuple of dict of str to Tensor
@@ -125,13 +125,13 @@ def verdict(
 ) -> Completeness:
     """Of several points (float64), the one that leaves room for the fewest laws speaks; a proof is one at that point.
 
-    How a live module was changed stands beside it.
+    The rank at a point is a lower bound of the generic one: where a unit is dead there is room for laws that hold only there, which
+    contradicts nothing. How a live module was changed stands beside it.
     """
     best = best_of(counts)
     refuted = sorted(set[int]().union(*(c.refuted for c in counts)))
-    gap = torch.inf if proof else min(c.gap for c in counts)
-    agree = proof is not None or len({(c.found, c.possible) for c in counts}) == 1
-    complete = agree and best.found == best.possible and not refuted and gap >= GAP
+    gap = torch.inf if proof else best.gap
+    complete = best.found == best.possible and not refuted and gap >= GAP
     mode: Mode = "proved" if best.sampling.prime or proof else "numerical"
     free = best.sampling.prime is not None and best.sampling.gates == "free" and bool(best.sampling.pieces)
     path_lifting = "data reach every pattern of ReLUs and maxima (laws of the path-lifting are counted)" if free else ""
@@ -181,8 +181,8 @@ def verdict(
 
 
 def best_of(counts: Sequence[Count]) -> Count:
-    """The one that leaves room for the fewest laws."""
-    return min(counts, key=lambda c: c.possible)
+    """The one that leaves room for the fewest laws; of several, that with the clearest gap."""
+    return min(counts, key=lambda c: (c.possible, -c.gap))
 
 
 def _point(count: Count) -> dict[str, Any]:

@@ -639,3 +639,20 @@ def test_certificates_of_other_arithmetic_are_refused() -> None:
     for broken in (text.replace('"format": 1', '"laws_possible": 2, "format": 1'), '{"format": ' + "1" * 5000 + "}", "[" * 100_000):
         with pytest.raises(ReportError, match="not a certificate"):
             Certificate.read(broken)
+
+
+@pytest.mark.parametrize("lowered", [0, 1])
+def test_a_point_that_leaves_room_for_more_contradicts_nothing(monkeypatch: pytest.MonkeyPatch, lowered: int) -> None:
+    """The rank at a point, lower where a unit is dead, is a lower bound of the generic one: the other point speaks."""
+    whole, visited = completeness_module.counted, list[str]()
+
+    def counted(sampling: Any, *rest: Any) -> Any:
+        count = whole(sampling, *rest)
+        visited.append(sampling.seed)
+        count.growth.rank -= int(len(visited) == lowered + 1)
+        return count
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.zeros(1, 3)
+    monkeypatch.setattr(completeness_module, "counted", lambda s, *rest: whole(s, *rest) if s.prime else counted(s, *rest))
+    found = nf.completeness(model, x)
+    assert (found.complete, found.laws_possible, found.laws_found, len(visited)) == (True, 0, 0, 2)
