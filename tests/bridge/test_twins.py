@@ -135,6 +135,15 @@ def test_a_residual_convolutional_network_of_real_width_is_proved_for_its_twin()
     assert "twin of smaller width (306,698 parameters" in found.assumption
 
 
+@pytest.mark.nightly
+def test_a_resnet_of_real_width_is_counted_for_its_twin() -> None:
+    """33 × 33 is the smallest image that leaves the last stage more than one pixel: at 28 × 28 most of its kernels never move."""
+    model = nf.models.build("resnet18", seed=0)
+    found = nf.completeness(model, torch.zeros(2, 1, 33, 33), twin=True, without_eps=True)
+    assert (found.complete, found.laws_found, found.parameters) == (True, 70, 772), found
+    assert "(11,175,370 parameters become 772)" in found.assumption
+
+
 def test_a_llama_of_real_width_is_counted_with_its_own_mask_and_angles_that_its_graph_does_not_hold() -> None:
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
