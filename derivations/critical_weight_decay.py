@@ -176,10 +176,10 @@ XS, CLASSES = PIXELS[few], torch.tensor(chosen).eq(LABELS[few][:, None]).long().
 RATE, MOMENTUM, STEPS = 0.1, 0.9, 1000
 
 
-def started(model: nn.Module, found: CriticalDecay, amplitude: float) -> nn.Module:
+def started(model: nn.Module, land: Landscape, found: CriticalDecay, amplitude: float) -> nn.Module:
     """The critical point, moved off the subspace along its softest direction."""
     with torch.no_grad():
-        for name, value in Landscape(model, half_square, X, Y).named(found.point.theta + amplitude * found.point.direction).items():
+        for name, value in land.named(found.point.theta + amplitude * found.point.direction).items():
             model.get_parameter(name).copy_(value)
     return model
 
@@ -208,7 +208,7 @@ for name, (model, mirror, data) in cases.items():
     inside = space.stationary(low, land.start)
     whole = torch.linalg.eigvalsh(land.hessian_times(land.start, torch.eye(len(land.start))))
     siblings[name] = (-float(inside.curvatures[0]) / found.decay, -float(whole[0]) / found.decay)
-    measured[name] = order_parameters(started(model, found, 0.1), mirror, data, [found.decay * x for x in SHARES], STEPS)
+    measured[name] = order_parameters(started(model, land, found, 0.1), mirror, data, [found.decay * x for x in SHARES], STEPS)
 {name: str(found) for name, found in predicted.items()}, siblings, {name: m.round(6) for name, m in measured.items()}
 
 # %% [markdown]
@@ -372,7 +372,7 @@ def pull(model: nn.Module) -> float:
 
 side = 0.1 if pull(moved) > 0 else -0.1  # start where the anchor pulls to
 LARGE = 0.02
-models = [anchored(started(one_model, found, side), scale) for scale in (*SCALES, *[LARGE] * len(SHARES))]
+models = [anchored(started(one_model, land, found, side), scale) for scale in (*SCALES, *[LARGE] * len(SHARES))]
 results = anchored_amplitudes([found.decay] * len(SCALES) + [found.decay * x for x in SHARES], models)
 at_edge, ANCHORED = results[: len(SCALES)], results[len(SCALES) :]
 pulls = [abs(pull(m)) for m in models]

@@ -135,7 +135,7 @@ def test_wrong_choices_are_refused() -> None:
             family.mirror(*at)
     with pytest.raises(RunError, match="does not train"):
         Subspace(Landscape(nn.Linear(3, 2), "mse", torch.zeros(5, 3), torch.zeros(5, 2)), sign.mirror(0))
-    with pytest.raises(RunError, match="No loss is called"):
+    with pytest.raises(RunError, match="Unknown loss"):
         Landscape(model, "hinge", torch.zeros(5, 3), torch.zeros(5, 2))
 
 
