@@ -35,11 +35,12 @@ def breaking_figure(steps: Sequence[float], classes: Mapping[str, Mapping[str, S
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.1), layout="constrained")
-        for axes, (key, title, scale) in zip(figure.subplots(1, 3), PANELS, strict=True):
+        panels = figure.subplots(1, 3)
+        for axes, (key, title, scale) in zip(panels, PANELS, strict=True):
             _draw(axes, steps, {name: values[key] for name, values in classes.items()}, scale)
             axes.set(title=title, xlabel="step")
         if len(classes) > 1:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(classes)))
+            figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(classes)))
     return figure
 
 

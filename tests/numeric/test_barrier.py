@@ -68,7 +68,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(RunError, match="at least 3"):
         nf.barrier(mlp(0), mlp(1), images(), CROSS_ENTROPY, points=2)
     broken = mlp(1)
-    nn.init.constant_(broken.layers[0].weight, float("nan"))
+    nn.init.constant_(broken.get_parameter("layers.0.weight"), float("nan"))
     with pytest.raises(ModelError, match="loss at weight"):
         nf.barrier(mlp(0), broken, images(), CROSS_ENTROPY)
 

@@ -23,6 +23,8 @@ EXACT = 1e-13  # outputs are of size one: a few hundred roundings of 1e-16
 class Recurrent(nn.Module):
     """A recurrent layer, what comes before it, and a reader; its initial state in several ways."""
 
+    given: Tensor
+
     def __init__(self, kind: type[nn.RNNBase], state: str = "none", positions: bool = False, **options: Any) -> None:
         super().__init__()
         self.layer, self.state = kind(3, WIDTH, batch_first=True, **options), state
