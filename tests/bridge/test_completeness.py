@@ -656,3 +656,22 @@ def test_a_point_that_leaves_room_for_more_contradicts_nothing(monkeypatch: pyte
     monkeypatch.setattr(completeness_module, "counted", lambda s, *rest: whole(s, *rest) if s.prime else counted(s, *rest))
     found = nf.completeness(model, x)
     assert (found.complete, found.laws_possible, found.laws_found, len(visited)) == (True, 0, 0, 2)
+
+
+@pytest.mark.parametrize("unclear", [(1e9,), (1e9, 1e9, 1e9, 1e9)], ids=["once", "always"])
+def test_a_count_without_a_clear_gap_is_not_complete(monkeypatch: pytest.MonkeyPatch, unclear: tuple[float, ...]) -> None:
+    """Counts meet at every point; where no spectrum has a clear gap that is no evidence, and the gap is told as it is."""
+    whole, gaps = completeness_module.counted, list(unclear)
+
+    def counted(sampling: Any, *rest: Any) -> Any:
+        count = whole(sampling, *rest)
+        if gaps and not sampling.prime:
+            count.space.gap = gaps.pop()
+        return count
+
+    monkeypatch.setattr(completeness_module, "counted", counted)
+    found = nf.completeness(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.zeros(1, 3))
+    assert found.laws_found == found.laws_possible == 0
+    assert found.complete == (len(unclear) == 1)
+    assert (found.gap == 1e9) == (len(unclear) > 1)
+    assert ("not complete" in str(found)) == (len(unclear) > 1)
