@@ -1,7 +1,11 @@
-"""Breaking, watched: the order parameters of a network's permutations along a run."""
+"""Breaking, watched: the order parameters of a network's permutations along a run.
+
+Source: ziyin2025parameter for the order parameter Δ; own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from types import TracebackType
 from typing import Any
@@ -31,19 +35,16 @@ class Breaking:
         self,
         model: nn.Module,
         graph: ArchitectureGraph,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        every: int = 1,
-        resolution: float = RESOLUTION,
-        modulo: bool = True,
-        approximate: bool = False,
+        optimizer: torch.optim.Optimizer | None,
+        every: int,
+        options: Mapping[str, Any],
     ) -> None:
         if every < 1:
             raise RunError(f"Points are recorded every {every} steps. Give 1 or more.", every=every)
         self.steps: list[int] = []
         self.points: list[OrderParameters] = []
         self._model, self._graph, self._every = model, graph, every
-        self._options: dict[str, Any] = {"resolution": resolution, "modulo": modulo, "approximate": approximate}
+        self._options = dict(options)
         self._group = discrete_symmetries(graph)
         self._made = 0
         self._hook = None if optimizer is None else optimizer.register_step_post_hook(lambda *_: self._stepped())
@@ -152,6 +153,13 @@ def watch_breaking(
         ``.record()``, ``.table()``, ``.trajectory(name, of=class)``, ``.broken_at(class)``, ``.plot()``; a context manager that records
         the start and stops recording at its end.
 
+    Raises
+    ------
+    RunError
+        If `every` is below one.
+    ModelError
+        If the model does not match the graph (when a point is recorded).
+
     Examples
     --------
     >>> import noetherflow as nf
@@ -165,4 +173,4 @@ def watch_breaking(
     >>> run.steps, run.trajectory("distinct"), run.broken_at()
     ([0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0], None)
     """
-    return Breaking(model, graph, optimizer, every=every, resolution=resolution, modulo=modulo, approximate=approximate)
+    return Breaking(model, graph, optimizer, every, {"resolution": resolution, "modulo": modulo, "approximate": approximate})

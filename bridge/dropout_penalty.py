@@ -3,6 +3,8 @@
 Each dropout layer is replaced by a product with masks z that can be differentiated. The prediction is ½ ρ Σ ∂²L/∂z² at z = 1 with
 ρ = p/(1 - p) (`noetherflow.symbolic.dropout`): the whole average for losses of degree two in the masks, its leading order in ρ otherwise.
 The measurement draws masks. Symmetries are derived twice, from the graph with dropout and from that without.
+
+Source: own; mianjy2018implicit for two linear layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The points of parameter space that a group of discrete symmetries leaves where they are, and how far a point is from them."""
+"""The points of parameter space that a group of discrete symmetries leaves where they are, and how far a point is from them.
+
+Source: own; ziyin2024symmetry for single reflections.
+"""
 
 from __future__ import annotations
 

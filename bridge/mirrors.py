@@ -278,6 +278,11 @@ def mirrors(graph: ArchitectureGraph) -> Mirrors:
         A sequence of families: signs, swaps, and reflections along directions of a linear layer. ``family.mirror(...)`` gives one,
         ``mirrors.of(element)`` that of any element of ``nf.discrete_symmetries`` which is its own inverse.
 
+    Raises
+    ------
+    GraphError
+        If the graph is empty, has a cycle, or has symbolic sizes.
+
     Notes
     -----
     Running statistics are no parameters and are not moved. Of a network traced in training mode, where norms go by the batch, a mirror may

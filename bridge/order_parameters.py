@@ -1,4 +1,7 @@
-"""Order parameters of permutations and signs: how far each class of units is from being symmetric, at one point of parameter space."""
+"""Order parameters of permutations and signs: how far each class of units is from being symmetric, at one point of parameter space.
+
+Source: ziyin2025parameter for the order parameter Δ; own.
+"""
 
 from __future__ import annotations
 

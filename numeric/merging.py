@@ -1,4 +1,7 @@
-"""Two models of one architecture merged into one between them: parameters on the straight line, running statistics estimated anew."""
+"""Two models of one architecture merged into one between them: parameters on the straight line, running statistics estimated anew.
+
+Source: ainsworth2023git for the line, jordan2023repair for the statistics.
+"""
 
 from __future__ import annotations
 
