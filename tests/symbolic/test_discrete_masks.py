@@ -116,3 +116,37 @@ def test_what_is_not_known_changes_along_every_axis() -> None:
     assert changes({"entries": [[1.0], [2.0]]}, 3) == [False, True, False]
     assert changes({"kind": "open"}, 3) == [False] * 3
     assert changes({}, 2) == changes({"entries": [[[1.0]]]}, 2) == [True, True]
+
+
+class Positions(nn.Module):
+    """The same input at every position, told apart by a table alone; attention over all of them, or over earlier ones; their mean."""
+
+    def __init__(self, length: int, how: str) -> None:
+        super().__init__()
+        self.table, self.how = nn.Parameter(torch.randn(length, WIDTH)), how
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.register_buffer("earlier", torch.ones(length, length).tril().bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, width)."""
+        y = torch.tanh(x[:, None, :] + self.table)
+        q, k, v = self.q(y), self.k(y), self.v(y)
+        if self.how == "by hand":
+            return ((q @ k.mT).masked_fill(~self.earlier, float("-inf")).softmax(-1) @ v).mean(1)
+        mask = self.earlier if self.how == "mask" else None
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.how == "flag").mean(1)
+
+
+@pytest.mark.parametrize("length", [5, 80])  # its entries are kept; its kind alone
+@pytest.mark.parametrize("how", ["open", "by hand", "mask", "flag"])
+def test_a_causal_mask_tells_positions_apart(length: int, how: str) -> None:
+    """Rows of the table are interchanged where attention sees all of them, and are not under a mask, large or small."""
+    torch.manual_seed(0)
+    model, x = Positions(length, how).double(), torch.randn(3, WIDTH, dtype=torch.float64)
+    group = nf.discrete_symmetries(nf.trace(model, x))
+    moving = [f for f in group if f.kind == "permutation" and "table" in {a.parameter for a in f.actions} and f.sizes[-1] == length]
+    assert len(moving) == int(how == "open")
+    rows = {"table": model.table.detach().roll(1, 0)}
+    assert (change(model, (x,), rows) < EXACT) == (how == "open")
+    for seed in range(3):
+        assert change(model, (x,), group.transform(dict(model.named_parameters()), group.random(seed))) < EXACT
